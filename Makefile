@@ -1,0 +1,37 @@
+# Two commands do everything: `make demo` shows it, `make test` checks it. Each makes its own environment.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check bench lock clean help
+
+help:            ## what there is
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/  -/'
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Outlast needs Python 3.11 or later; say which with make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)   ## three nodes, three services, kill -9 of the leader: about 30 s
+	@$(BIN)/outlast demo
+
+test: check      ## lint, types and every test
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## lint and types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## transactions per second and latency
+	$(BIN)/python -m tests.bench
+
+lock: $(READY)   ## write constraints.txt anew from what is installed
+	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
+
+clean:           ## remove the environment and what runs left behind
+	rm -rf $(VENV) .outlast build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,82 @@
+"""What a replicated log promises to the one who drives it.
+
+Entries are opaque bytes. An implementation applies them to a `StateMachine`, on every node, in one order, and tells
+its owner who leads. It promises three things and no more:
+
+1. `apply` is called with the same commands in the same order on every node, for live traffic and for replay alike.
+2. A proposal's future ends in exactly one of three ways: the value that `apply` returned here (it is committed),
+   `NotProposed` (it is not in the log and never will be), `ProposalUnknown` (it may or may not be, or come to be).
+3. `on_leadership` is told of every change. Two nodes may believe that they lead at the same time, never in the same
+   term; whoever must be sure proposes an entry and waits for it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class NotProposed(Exception):
+    """Definite: the command did not enter the log, and never will."""
+
+
+class ProposalUnknown(Exception):
+    """Indefinite: the command may be in the log, may enter it later, or may be lost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leadership:
+    """Who leads, as this node knows it. `term` is this node's current term, whoever leads it."""
+
+    term: int
+    leader: str | None
+    is_leader: bool
+
+
+class StateMachine(Protocol):
+    """What is replicated. No method may raise on any bytes that a proposal can hold, nor call back into the log."""
+
+    def apply(self, command: bytes) -> object:
+        """Apply one committed command and return what its proposer wants to know."""
+        ...
+
+    def snapshot(self) -> Callable[[], bytes]:
+        """Freeze the state now, cheaply; the returned function encodes it and may run on another thread."""
+        ...
+
+    def restore(self, state: bytes) -> None:
+        """Replace the state by what an earlier `snapshot` encoded."""
+        ...
+
+
+class ReplicatedLog(Protocol):
+    """One node's end of the log. All methods belong to the event loop's thread."""
+
+    @property
+    def node(self) -> str:
+        """This node's id."""
+        ...
+
+    async def start(self, machine: StateMachine, on_leadership: Callable[[Leadership], None]) -> None:
+        """Open what is on disk, listen, and begin; `on_leadership` runs on the event loop and must not block."""
+        ...
+
+    def propose(self, command: bytes) -> asyncio.Future[object]:
+        """Ask for `command` to be committed. The future has its own deadline (see the implementation's settings)."""
+        ...
+
+    def leadership(self) -> Leadership:
+        """Who leads, as this node knows it now."""
+        ...
+
+    def reachable(self) -> frozenset[str]:
+        """Ids of the other nodes that this one is connected to."""
+        ...
+
+    async def transfer(self) -> bool:
+        """Hand leadership over, if this node leads: True once another node leads, False if it could not be done."""
+        ...
+
+    async def stop(self) -> None:
+        """Stop taking part, and release sockets and files. Futures still open end in `ProposalUnknown`."""
+        ...
