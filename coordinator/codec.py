@@ -5,8 +5,10 @@ No pickle, here or anywhere: what is decoded here can only become the records th
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, Final
+from dataclasses import dataclass, fields
+from enum import Enum
+from types import UnionType
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
 import msgpack
 
@@ -38,54 +40,89 @@ class Malformed(ValueError):
 # ------------------------------------------------------------------------------------------------ records
 
 
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """What a record's field may hold, read off its annotation."""
+
+    name: str
+    types: frozenset[type]
+    enum: type[Enum] | None
+    item: type | None
+
+    @classmethod
+    def of(cls, name: str, hint: Any) -> "_Field":
+        types: set[type] = set()
+        enum = item = None
+        for option in get_args(hint) if isinstance(hint, UnionType) else (hint,):
+            if get_origin(option) is tuple:
+                types.add(tuple)
+                item = get_args(option)[0]
+            else:
+                types.add(option)
+                if issubclass(option, Enum):
+                    enum = option
+        return cls(name, frozenset(types), enum, item)
+
+
 class RecordCodec:
     """Frozen dataclasses to msgpack arrays and back, by a table of tags.
 
     A record becomes `[tag, field, field, ...]` in the order of its definition. Fields may be added at the end of a
-    record when they have a default: older bytes then decode to that default. Tags are never reused.
+    record when they have a default: older bytes then decode to that default. Tags are never reused. Decoding checks
+    every field against its annotation, so what comes out can be relied on as if it had been built here.
     """
 
     def __init__(self, types: Mapping[int, type]) -> None:
         self._types = dict(types)
         self._tags = {record: tag for tag, record in types.items()}
-        self._names = {record: tuple(f.name for f in fields(record)) for record in self._tags}
+        self._fields: dict[type, tuple[_Field, ...]] = {}
+        for record in self._tags:
+            hints = get_type_hints(record)
+            self._fields[record] = tuple(_Field.of(f.name, hints[f.name]) for f in fields(record))
 
     def to_plain(self, record: object) -> list[Any]:
         """Nested lists that msgpack can hold."""
         kind = type(record)
-        return [self._tags[kind], *(self._field(getattr(record, name)) for name in self._names[kind])]
+        return [self._tags[kind], *(self._plain(getattr(record, field.name)) for field in self._fields[kind])]
 
-    def _field(self, value: object) -> Any:
+    def _plain(self, value: object) -> Any:
         if type(value) in self._tags:
             return self.to_plain(value)
         if type(value) is tuple:
-            return [self._field(item) for item in value]
+            return [self._plain(item) for item in value]
         return value
 
     def from_plain(self, plain: object) -> Any:
         """The record that `to_plain` was given. Raises `Malformed`."""
-        if not isinstance(plain, list) or not plain or not isinstance(plain[0], int):
+        if not isinstance(plain, list) or not plain or type(plain[0]) is not int:
             raise Malformed(f"not a tagged record: {plain!r:.80}")
         kind = self._types.get(plain[0])
         if kind is None:
             raise Malformed(f"unknown record tag {plain[0]}")
-        names = self._names[kind]
-        if len(plain) - 1 > len(names):
-            raise Malformed(f"{kind.__name__} has {len(plain) - 1} fields, at most {len(names)} are known")
-        values = {name: self._value(item) for name, item in zip(names, plain[1:], strict=False)}
+        known = self._fields[kind]
+        if len(plain) - 1 > len(known):
+            raise Malformed(f"{kind.__name__} has {len(plain) - 1} fields, at most {len(known)} are known")
+        values = {f.name: self._value(kind, f, item) for f, item in zip(known, plain[1:], strict=False)}
         try:
             return kind(**values)
-        except (TypeError, ValueError) as error:
+        except TypeError as error:
             raise Malformed(f"{kind.__name__}: {error}") from error
 
-    def _value(self, item: object) -> object:
-        if not isinstance(item, list):
-            return item
-        # A record starts with its tag, a plain tuple of records starts with a list: the two cannot be confused,
-        # because no record has a field that is a tuple of integers.
-        if item and isinstance(item[0], int):
-            return self.from_plain(item)
-        return tuple(self._value(part) for part in item)
+    def _value(self, kind: type, field: _Field, plain: object) -> object:
+        value: object = plain
+        if isinstance(plain, list):
+            # Only a field that holds a tuple of records, or one record, is a list.
+            value = self.from_plain(plain) if field.item is None else tuple(self.from_plain(part) for part in plain)
+            if field.item is not None and not all(type(part) is field.item for part in value):
+                raise Malformed(f"{kind.__name__}.{field.name} holds something else than {field.item.__name__}")
+        elif field.enum is not None and plain is not None:
+            try:
+                value = field.enum(plain)
+            except ValueError as error:
+                raise Malformed(f"{kind.__name__}.{field.name}: {error}") from error
+        if type(value) not in field.types:
+            raise Malformed(f"{kind.__name__}.{field.name} cannot be {plain!r:.40}")
+        return value
 
 
 # ------------------------------------------------------------------------------------------------ JSON text

@@ -1,0 +1,529 @@
+"""The replicated state machine: every transaction, participant and idempotency key, as the log made them.
+
+One `apply(bytes)` serves the leader, the followers and a replay after a restart. It is total and deterministic: it
+reads no clock, and no bytes make it raise; a command that cannot be understood changes nothing and says so.
+
+Fencing
+-------
+Every command carries the epoch of the leader that proposed it. `TookOver` starts an epoch, and from then on everything
+of an older epoch is refused, however it came into the log. So once `TookOver(e)` is applied, a gid of an epoch before
+`e` that is not in the table will never be in it: its transaction has aborted, by presumption, for ever.
+
+The floor
+---------
+Ended transactions are forgotten in the end, and a forgotten one must not be taken for one that never began. Hence the
+floor, moved by `Forgotten`: a gid numbered at or below it that is not in the table *may* have been there. Nothing at or
+below the floor can begin any more.
+
+    gid in the table, decided            its outcome, from any node: decisions never change
+    gid in the table, undecided          not known yet
+    not in the table, at or below floor  forgotten
+    not in the table, older epoch        aborted (presumed), from any node
+    not in the table, current epoch      only the leader past its barrier can tell
+
+Memory
+------
+Ended transactions are kept packed: as bytes they cost a third of what objects cost, and the garbage collector does not
+walk them. The table is keyed by gid number and ordered by it, because a leader numbers what it begins in log order.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+import msgpack
+
+from coordinator.codec import Malformed, RecordCodec
+from coordinator.protocol.entries import (
+    Begun,
+    BranchPlan,
+    BranchVote,
+    ContradictionSeen,
+    Decided,
+    Ended,
+    Entry,
+    Forgotten,
+    Header,
+    Registered,
+    TookOver,
+    TransactionEntry,
+    Unregistered,
+)
+from coordinator.protocol.messages import Gid
+from coordinator.protocol.registry import PROTOCOLS
+from coordinator.protocol.transaction import Branch, Decision, State, Transaction, VoteKind
+
+_log = logging.getLogger(__name__)
+
+COMMAND_VERSION: Final = 1
+STATE_VERSION: Final = 1
+
+ENTRIES: Final = RecordCodec(
+    {
+        1: TookOver,
+        2: Begun,
+        3: BranchPlan,
+        4: Decided,
+        5: BranchVote,
+        6: ContradictionSeen,
+        7: Ended,
+        8: Registered,
+        9: Unregistered,
+        10: Forgotten,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Participant:
+    """Where a participant listens, and whether it takes batches."""
+
+    name: str
+    url: str
+    batch: bool
+
+
+RECORDS: Final = RecordCodec({1: Transaction, 2: Branch, 3: Participant})
+
+# ------------------------------------------------------------------------------------------------ commands
+
+
+def encode_command(header: Header, entries: list[Entry]) -> bytes:
+    """One log command: many entries under one header."""
+    plain = [COMMAND_VERSION, header.epoch, header.at, [ENTRIES.to_plain(entry) for entry in entries]]
+    encoded: bytes = msgpack.packb(plain)
+    return encoded
+
+
+def decode_command(command: bytes) -> tuple[Header, list[Entry]]:
+    """The inverse of `encode_command`. Raises `Malformed`."""
+    try:
+        plain = msgpack.unpackb(command)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise Malformed(f"not msgpack: {error}") from error
+    if not isinstance(plain, list) or len(plain) != 4 or plain[0] != COMMAND_VERSION or not isinstance(plain[3], list):
+        raise Malformed("not a command that this version understands")
+    if not isinstance(plain[1], int) or not isinstance(plain[2], int):
+        raise Malformed("epoch and date must be integers")
+    entries = [ENTRIES.from_plain(item) for item in plain[3]]
+    for entry in entries:
+        if isinstance(entry, BranchPlan | BranchVote):
+            raise Malformed("a part of an entry where an entry should be")
+    return Header(epoch=plain[1], at=plain[2]), entries
+
+
+# ------------------------------------------------------------------------------------------------ what came of an entry
+
+
+class Verdict(Enum):
+    """What applying an entry did. Everything but APPLIED changed nothing."""
+
+    APPLIED = "applied"
+    FENCED = "fenced: of an older epoch"
+    UNCHANGED = "out of turn"
+    KEY_TAKEN = "its idempotency key names another transaction with the same body"
+    KEY_REUSED = "its idempotency key was used with another body"
+    UNKNOWN_PARTICIPANT = "a participant is not registered"
+    IN_USE = "unfinished transactions name the participant"
+    MALFORMED = "not understood"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """One applied entry: what it was, what it did, and the transaction concerned as it now is.
+
+    For KEY_TAKEN and KEY_REUSED, `txn` is the one that has the key.
+    """
+
+    entry: Entry
+    verdict: Verdict
+    txn: Transaction | None = None
+    detail: str | None = None
+
+
+class Knowledge(Enum):
+    """What a ledger can say of a gid's outcome; see "The floor" above."""
+
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+    UNDECIDED = "undecided"
+    FORGOTTEN = "forgotten"
+    ASK_LEADER = "only the leader can tell"
+    FOREIGN = "not a gid of this cluster"
+
+
+class Ledger:
+    """State and its one transition function. `on_applied` hears what every command did, on every node."""
+
+    def __init__(self, cluster: str, on_applied: Callable[[list[Applied]], None] | None = None) -> None:
+        self.cluster = cluster
+        self.on_applied = on_applied
+        self.epoch = 0
+        self.leader: str | None = None
+        """The node that took over last; of the last epoch applied here, not necessarily today's."""
+        self.floor = -1
+        self.participants: dict[str, Participant] = {}
+        self.keys: dict[str, int] = {}
+        self.unfinished: dict[int, Transaction] = {}
+        self._table: dict[int, bytes | None] = {}
+        """Every known gid number, in order; the packed transaction once it has ended, None while it has not."""
+
+    # -------------------------------------------------------------------------------------------- applying
+
+    def apply(self, command: bytes) -> list[Applied]:
+        """Apply one committed command. Never raises."""
+        try:
+            header, entries = decode_command(command)
+        except Malformed as error:
+            # Every replica comes to this same conclusion, so the copies stay equal; people must hear of it.
+            _log.critical("a committed command is not understood and changed nothing: %s", error)
+            return []
+        applied = [self._apply_entry(header, entry) for entry in entries]
+        if self.on_applied is not None:
+            self.on_applied(applied)
+        return applied
+
+    def _apply_entry(self, header: Header, entry: Entry) -> Applied:
+        if header.epoch < self.epoch:
+            return Applied(entry=entry, verdict=Verdict.FENCED)
+        match entry:
+            case TookOver():
+                return self._take_over(header, entry)
+            case Begun():
+                return self._begin(header, entry)
+            case Decided() | ContradictionSeen() | Ended():
+                return self._advance(header, entry)
+            case Registered():
+                self.participants[entry.name] = Participant(name=entry.name, url=entry.url, batch=entry.batch)
+                return Applied(entry=entry, verdict=Verdict.APPLIED)
+            case Unregistered():
+                return self._unregister(entry)
+            case Forgotten():
+                return self._forget(entry)
+
+    def _take_over(self, header: Header, entry: TookOver) -> Applied:
+        if header.epoch == self.epoch and self.leader != entry.node:
+            # Raft elects one leader a term; a second claim to one epoch would be its failure, and is not honoured.
+            _log.critical("%s claims epoch %d, which %s has", entry.node, header.epoch, self.leader)
+            return Applied(entry=entry, verdict=Verdict.FENCED)
+        self.epoch, self.leader = header.epoch, entry.node
+        return Applied(entry=entry, verdict=Verdict.APPLIED)
+
+    def _begin(self, header: Header, entry: Begun) -> Applied:
+        gid = self.own_gid(entry.gid)
+        protocol = PROTOCOLS.get(entry.protocol)
+        if gid is None or protocol is None:
+            return Applied(entry=entry, verdict=Verdict.MALFORMED)
+        if header.epoch != self.epoch or gid.epoch != header.epoch:
+            return Applied(entry=entry, verdict=Verdict.FENCED)
+        if gid.number in self._table or gid.number <= self.floor:
+            return Applied(entry=entry, verdict=Verdict.UNCHANGED, txn=self.get(entry.gid))
+        if entry.key is not None and entry.key in self.keys:
+            holder = self._at(self.keys[entry.key])
+            same = holder is not None and holder.body_hash == entry.body_hash
+            return Applied(entry=entry, verdict=Verdict.KEY_TAKEN if same else Verdict.KEY_REUSED, txn=holder)
+        for plan in entry.branches:
+            if plan.participant not in self.participants:
+                return Applied(entry=entry, verdict=Verdict.UNKNOWN_PARTICIPANT, detail=plan.participant)
+        txn = protocol.evolve(None, entry, header)
+        if txn is None:
+            return Applied(entry=entry, verdict=Verdict.MALFORMED)
+        if entry.key is not None:
+            self.keys[entry.key] = gid.number
+        self._store(gid.number, txn)
+        return Applied(entry=entry, verdict=Verdict.APPLIED, txn=txn)
+
+    def _advance(self, header: Header, entry: TransactionEntry) -> Applied:
+        gid = self.own_gid(entry.gid)
+        if gid is None:
+            return Applied(entry=entry, verdict=Verdict.MALFORMED)
+        before = self.unfinished.get(gid.number)
+        if before is None:
+            if gid.number not in self._table:
+                return self._presume(header, entry, gid)
+            return Applied(entry=entry, verdict=Verdict.UNCHANGED, txn=self.get(entry.gid))
+        after = PROTOCOLS[before.protocol].evolve(before, entry, header)
+        if after is None or after is before:
+            return Applied(entry=entry, verdict=Verdict.UNCHANGED, txn=before)
+        self._store(gid.number, after)
+        return Applied(entry=entry, verdict=Verdict.APPLIED, txn=after)
+
+    def _presume(self, header: Header, entry: TransactionEntry, gid: Gid) -> Applied:
+        """Somebody in doubt asked for a gid of this epoch that never began: note the abort, so that it never does."""
+        if (
+            not isinstance(entry, Decided)
+            or entry.decision is not Decision.ABORT
+            or gid.epoch != self.epoch
+            or header.epoch != self.epoch
+            or gid.number <= self.floor
+        ):
+            return Applied(entry=entry, verdict=Verdict.UNCHANGED)
+        txn = Transaction(
+            gid=entry.gid,
+            protocol="2pc",
+            epoch=header.epoch,
+            branches=(),
+            timeout_ms=0,
+            started_at=header.at,
+            decision=Decision.ABORT,
+            reason=entry.reason,
+            decided_at=header.at,
+            ended_at=header.at,
+        )
+        self._store(gid.number, txn)
+        return Applied(entry=entry, verdict=Verdict.APPLIED, txn=txn)
+
+    def _unregister(self, entry: Unregistered) -> Applied:
+        if entry.name not in self.participants:
+            return Applied(entry=entry, verdict=Verdict.UNCHANGED)
+        for txn in self.unfinished.values():
+            if any(branch.participant == entry.name for branch in txn.branches):
+                return Applied(entry=entry, verdict=Verdict.IN_USE, detail=txn.gid)
+        del self.participants[entry.name]
+        return Applied(entry=entry, verdict=Verdict.APPLIED)
+
+    def _forget(self, entry: Forgotten) -> Applied:
+        if entry.floor < self.floor:
+            return Applied(entry=entry, verdict=Verdict.UNCHANGED)
+        doomed = [number for number, _ in self.forgettable(entry.before, entry.floor)]
+        for number in doomed:
+            txn = self._at(number)
+            del self._table[number]
+            if txn is not None and txn.key is not None and self.keys.get(txn.key) == number:
+                del self.keys[txn.key]
+        self.floor = entry.floor
+        return Applied(entry=entry, verdict=Verdict.APPLIED)
+
+    def _store(self, number: int, txn: Transaction) -> None:
+        if txn.ended_at is None:
+            self.unfinished[number] = txn
+            self._table.setdefault(number, None)
+        else:
+            self.unfinished.pop(number, None)
+            self._table[number] = _pack(txn)
+
+    # -------------------------------------------------------------------------------------------- reading
+
+    def own_gid(self, text: str) -> Gid | None:
+        """The gid, if it is one of this cluster's."""
+        gid = Gid.parse(text)
+        return gid if gid is not None and gid.cluster == self.cluster else None
+
+    def get(self, text: str) -> Transaction | None:
+        """The transaction of this gid, if it is in the table."""
+        gid = self.own_gid(text)
+        return None if gid is None else self._at(gid.number)
+
+    def _at(self, number: int) -> Transaction | None:
+        unfinished = self.unfinished.get(number)
+        if unfinished is not None:
+            return unfinished
+        packed = self._table.get(number)
+        return None if packed is None else _unpack(self.cluster, number, packed)
+
+    def holder(self, key: str) -> Transaction | None:
+        """The transaction that an idempotency key names."""
+        number = self.keys.get(key)
+        return None if number is None else self._at(number)
+
+    def knowledge(self, text: str) -> Knowledge:
+        """What can be said of a gid's outcome from applied state alone."""
+        gid = self.own_gid(text)
+        if gid is None:
+            return Knowledge.FOREIGN
+        txn = self._at(gid.number)
+        if txn is not None:
+            if txn.decision is None:
+                return Knowledge.UNDECIDED
+            return Knowledge.COMMITTED if txn.decision is Decision.COMMIT else Knowledge.ABORTED
+        if gid.number <= self.floor:
+            return Knowledge.FORGOTTEN
+        return Knowledge.ABORTED if gid.epoch < self.epoch else Knowledge.ASK_LEADER
+
+    def __len__(self) -> int:
+        """Transactions in the table, ended ones included."""
+        return len(self._table)
+
+    def page(
+        self, *, state: State | None, after: str | None, limit: int, scan: int
+    ) -> tuple[list[Transaction], str | None]:
+        """Transactions, newest first, older than gid `after`; and the gid to go on after, or None at the end.
+
+        At most `scan` rows are looked at, so a page may be short, or empty, although more follow.
+        """
+        bound = Gid.parse(after) if after is not None else None
+        found: list[Transaction] = []
+        unfinished_only = state in (State.PREPARING, State.COMMITTING, State.ABORTING)
+        numbers = reversed(self.unfinished if unfinished_only else self._table)
+        for number in numbers:
+            if bound is not None and number >= bound.number:
+                continue
+            scan -= 1
+            txn = self._at(number)
+            if txn is not None and (state is None or txn.state is state):
+                found.append(txn)
+            if len(found) == limit or scan <= 0:
+                return found, str(Gid.of_number(self.cluster, number))
+        return found, None
+
+    def forgettable(self, before: int, floor: int | None = None) -> Iterator[tuple[int, int]]:
+        """(number, ended_at) of transactions that ended at or before `before`, oldest first, up to number `floor`.
+
+        Without a floor it ends at the first one that has to stay for its date; unfinished ones are passed over.
+        """
+        for number, packed in self._table.items():
+            if floor is not None and number > floor:
+                return
+            if packed is None:
+                continue
+            ended_at = _ended_at(packed)
+            if ended_at <= before:
+                yield number, ended_at
+            elif floor is None:
+                return
+
+    # -------------------------------------------------------------------------------------------- snapshots
+
+    def snapshot(self) -> Callable[[], bytes]:
+        """Freeze now, encode later, on any thread: all that is held is immutable, so shallow copies are enough."""
+        epoch, leader, floor = self.epoch, self.leader, self.floor
+        participants, keys = list(self.participants.values()), dict(self.keys)
+        table, unfinished = dict(self._table), dict(self.unfinished)
+
+        def encode() -> bytes:
+            rows = [
+                [number, packed if packed is not None else RECORDS.to_plain(unfinished[number])]
+                for number, packed in table.items()
+            ]
+            plain = [
+                STATE_VERSION,
+                self.cluster,
+                epoch,
+                leader,
+                floor,
+                [RECORDS.to_plain(participant) for participant in participants],
+                keys,
+                rows,
+            ]
+            encoded: bytes = msgpack.packb(plain)
+            return encoded
+
+        return encode
+
+    def restore(self, state: bytes) -> None:
+        """Become what `snapshot` froze. Raises `Malformed`, before anything has changed."""
+        try:
+            plain = msgpack.unpackb(state, strict_map_key=False)
+            version, cluster, epoch, leader, floor, participants, keys, rows = plain
+        except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+            raise Malformed(f"not a state: {error}") from error
+        if version != STATE_VERSION or cluster != self.cluster:
+            raise Malformed(f"a state of version {version} of cluster {cluster!r}")
+        records = [RECORDS.from_plain(item) for item in participants]
+        table: dict[int, bytes | None] = {}
+        unfinished: dict[int, Transaction] = {}
+        for number, row in rows:
+            if isinstance(row, bytes):
+                table[number] = row
+            else:
+                table[number] = None
+                unfinished[number] = RECORDS.from_plain(row)
+        self.epoch, self.leader, self.floor = epoch, leader, floor
+        self.participants = {record.name: record for record in records}
+        self.keys, self._table, self.unfinished = dict(keys), table, unfinished
+
+    def fork(self) -> "Ledger":
+        """An independent copy, without a listener: for models that walk many futures of one state."""
+        copy = Ledger(self.cluster)
+        copy.epoch, copy.leader, copy.floor = self.epoch, self.leader, self.floor
+        copy.participants, copy.keys = dict(self.participants), dict(self.keys)
+        copy.unfinished, copy._table = dict(self.unfinished), dict(self._table)
+        return copy
+
+
+# ------------------------------------------------------------------------------------------------ ended, packed
+#
+# [ended_at, started_at, decided_at, flags, timeout_ms, protocol, reason, key, body_hash, branches]; gid and epoch are
+# in the number. The end comes first, so that finding what may be forgotten reads a few bytes of each row.
+
+_COMMIT, _RETRYABLE = 1, 2
+_VOTES: Final = (None, VoteKind.PREPARED, VoteKind.READ_ONLY, VoteKind.REFUSED)
+
+
+def _pack(txn: Transaction) -> bytes:
+    flags = (_COMMIT if txn.decision is Decision.COMMIT else 0) | (_RETRYABLE if txn.retryable else 0)
+    packed: bytes = msgpack.packb(
+        [
+            txn.ended_at,
+            txn.started_at,
+            txn.decided_at,
+            flags,
+            txn.timeout_ms,
+            txn.protocol,
+            txn.reason,
+            txn.key,
+            txn.body_hash,
+            [_pack_branch(branch) for branch in txn.branches],
+        ]
+    )
+    return packed
+
+
+def _pack_branch(branch: Branch) -> list[Any]:
+    participant = None if branch.participant == branch.name else branch.participant
+    row = [
+        branch.name,
+        _VOTES.index(branch.vote),
+        participant,
+        branch.reason,
+        branch.retryable,
+        branch.result,
+        branch.contradiction,
+    ]
+    while row[-1] is None or row[-1] is False:
+        row.pop()
+    return row
+
+
+def _unpack(cluster: str, number: int, packed: bytes) -> Transaction:
+    row = msgpack.unpackb(packed)
+    ended_at, started_at, decided_at, flags, timeout_ms, protocol, reason, key, body_hash, branches = row
+    gid = Gid.of_number(cluster, number)
+    return Transaction(
+        gid=str(gid),
+        protocol=protocol,
+        epoch=gid.epoch,
+        branches=tuple(_unpack_branch(branch) for branch in branches),
+        timeout_ms=timeout_ms,
+        started_at=started_at,
+        key=key,
+        body_hash=body_hash,
+        decision=Decision.COMMIT if flags & _COMMIT else Decision.ABORT,
+        reason=reason,
+        retryable=bool(flags & _RETRYABLE),
+        decided_at=decided_at,
+        ended_at=ended_at,
+    )
+
+
+def _unpack_branch(row: list[Any]) -> Branch:
+    name, vote, participant, reason, retryable, result, contradiction = row + [None] * (7 - len(row))
+    return Branch(
+        name=name,
+        participant=participant if participant is not None else name,
+        vote=_VOTES[vote or 0],
+        reason=reason,
+        retryable=bool(retryable),
+        result=result,
+        contradiction=contradiction,
+    )
+
+
+def _ended_at(packed: bytes) -> int:
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(packed[:16])
+    unpacker.read_array_header()
+    ended_at: int = unpacker.unpack()
+    return ended_at

@@ -1,0 +1,122 @@
+"""All that the log holds. Entries about one transaction carry its gid; the others keep the house.
+
+One log command carries many entries under one `Header`, so what they have in common is said once: group commit.
+"""
+
+from dataclasses import dataclass
+
+from coordinator.protocol.transaction import Decision, VoteKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """Who proposed the entries behind it, and when.
+
+    epoch: the proposer's; the ledger refuses all entries of an older epoch than it has applied.
+    at: the proposer's wall clock, milliseconds since 1970. Replicas take time from here and never from a clock.
+    """
+
+    epoch: int
+    at: int
+
+
+# ------------------------------------------------------------------------------------------------ of one transaction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchPlan:
+    """A branch as the client asked for it; `payload` is JSON text."""
+
+    name: str
+    participant: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A client wants this transaction. `key` and `body_hash` make a client's retry find it again."""
+
+    gid: str
+    protocol: str
+    branches: tuple[BranchPlan, ...]
+    timeout_ms: int
+    key: str | None = None
+    body_hash: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BranchVote:
+    """A vote, as the decision was based on it."""
+
+    branch: str
+    vote: VoteKind
+    reason: str | None = None
+    retryable: bool = False
+    result: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """A leader wants this decision. The first one that is applied is the decision; others change nothing."""
+
+    gid: str
+    decision: Decision
+    reason: str | None = None
+    retryable: bool = False
+    votes: tuple[BranchVote, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContradictionSeen:
+    """A participant says that a branch is in `state`, against the decision. Kept for people to see."""
+
+    gid: str
+    branch: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """Every branch that the decision concerns is where it belongs: nothing is owed any more."""
+
+    gid: str
+
+
+TransactionEntry = Begun | Decided | ContradictionSeen | Ended
+
+# ------------------------------------------------------------------------------------------------ of the house
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TookOver:
+    """A new leader's first entry: its epoch (the header's) begins, and all older epochs are over."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """A participant has a name, a URL, and understands batches or not."""
+
+    name: str
+    url: str
+    batch: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unregistered:
+    """A participant's name is given up."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forgotten:
+    """Transactions numbered at most `floor` that ended at or before `before` (ms since 1970) leave the ledger."""
+
+    floor: int
+    before: int
+
+
+HouseEntry = TookOver | Registered | Unregistered | Forgotten
+Entry = TransactionEntry | HouseEntry

@@ -1,0 +1,145 @@
+"""What is known of a transaction: hard state (replicated) and soft state (a leader's own)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from coordinator.protocol.messages import Acked, Answer, Contradicted, Prepared, ReadOnly, Refused, Vote
+
+
+class Decision(StrEnum):
+    """The one bit that a transaction is about."""
+
+    COMMIT = "commit"
+    ABORT = "abort"
+
+
+class State(StrEnum):
+    """How far a transaction is; derived from decision and end, never stored."""
+
+    PREPARING = "preparing"
+    COMMITTING = "committing"
+    ABORTING = "aborting"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+
+
+class VoteKind(StrEnum):
+    """A branch's vote as the log keeps it."""
+
+    PREPARED = "prepared"
+    READ_ONLY = "read_only"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch:
+    """One participant's part. Hard state.
+
+    payload: JSON text of the work; leaves with the decision, for nobody will be asked to do the work again.
+    vote, reason, retryable, result: as the decision recorded them; None where no vote was in by then.
+    contradiction: the state a participant claimed against the decision. A heuristic outcome: shown, never forgotten.
+    """
+
+    name: str
+    participant: str
+    payload: bytes | None = None
+    vote: VoteKind | None = None
+    reason: str | None = None
+    retryable: bool = False
+    result: bytes | None = None
+    contradiction: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transaction:
+    """All that is replicated of one transaction. Hard state; dates are milliseconds since 1970 as data.
+
+    epoch: of the leader that began it, and part of its gid.
+    timeout_ms: from `started_at`; a transaction undecided by then is aborted.
+    key, body_hash: the client's idempotency key, and what it asked for under it.
+    """
+
+    gid: str
+    protocol: str
+    epoch: int
+    branches: tuple[Branch, ...]
+    timeout_ms: int
+    started_at: int
+    key: str | None = None
+    body_hash: bytes | None = None
+    decision: Decision | None = None
+    reason: str | None = None
+    retryable: bool = False
+    decided_at: int | None = None
+    ended_at: int | None = None
+
+    @property
+    def state(self) -> State:
+        """How far it is."""
+        if self.decision is None:
+            return State.PREPARING
+        if self.decision is Decision.COMMIT:
+            return State.COMMITTED if self.ended_at is not None else State.COMMITTING
+        return State.ABORTED if self.ended_at is not None else State.ABORTING
+
+    @property
+    def expires_at(self) -> int:
+        """When it is aborted if still undecided, in milliseconds since 1970."""
+        return self.started_at + self.timeout_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """What this leader has heard: soft state, by branch name. Sets, so that a repeated message counts once.
+
+    votes: the first vote of each branch; a participant repeats its vote, it never changes it.
+    acked: branches that are where the decision wants them.
+    contradictions: branch -> state, of those that cannot follow.
+    abort_reason: somebody with the right to do so asked for an abort.
+    """
+
+    votes: Mapping[str, Vote]
+    acked: frozenset[str]
+    contradictions: Mapping[str, str]
+    abort_reason: str | None = None
+
+    def heard(self, answer: Answer) -> "Tally":
+        """This tally and `answer`; the same object when it says nothing new."""
+        match answer:
+            case Prepared() | ReadOnly() | Refused():
+                if answer.branch in self.votes:
+                    return self
+                return self._with(votes={**self.votes, answer.branch: answer})
+            case Acked():
+                if answer.branch in self.acked:
+                    return self
+                return self._with(acked=self.acked | {answer.branch})
+            case Contradicted():
+                if self.contradictions.get(answer.branch) == answer.state:
+                    return self
+                return self._with(contradictions={**self.contradictions, answer.branch: answer.state})
+            case _:
+                return self
+
+    def asked_to_abort(self, reason: str) -> "Tally":
+        """This tally after a request to abort; the first reason stays."""
+        return self if self.abort_reason is not None else self._with(abort_reason=reason)
+
+    def _with(
+        self,
+        votes: Mapping[str, Vote] | None = None,
+        acked: frozenset[str] | None = None,
+        contradictions: Mapping[str, str] | None = None,
+        abort_reason: str | None = None,
+    ) -> "Tally":
+        return Tally(
+            votes=self.votes if votes is None else votes,
+            acked=self.acked if acked is None else acked,
+            contradictions=self.contradictions if contradictions is None else contradictions,
+            abort_reason=self.abort_reason if abort_reason is None else abort_reason,
+        )
+
+
+NOTHING_HEARD = Tally(votes={}, acked=frozenset(), contradictions={})
+"""Where every leader starts. Shared and never changed: a tally is replaced, not written to."""

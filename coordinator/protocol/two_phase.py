@@ -1,0 +1,199 @@
+"""Two-phase commit with presumed abort (Gray 1978; Mohan, Lindsay & Obermarck 1986).
+
+    undecided --all voted, none refused--> commit --acks of all prepared branches--> ended
+        |
+        +--a refusal, the deadline, a request--> abort --acks of all that may be prepared--> ended
+
+What phase two owes, and to whom, depends on the vote that the *decision* recorded:
+
+| vote in the decision | commit | abort |
+|---|---|---|
+| prepared | Commit | Abort |
+| none | cannot be | Abort: its prepare may still arrive |
+| read-only | nothing: it holds no locks | nothing |
+| refused | cannot be | nothing: it has undone itself |
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Final
+
+from coordinator.protocol.effects import Effect, Reply, Send, SetDeadline
+from coordinator.protocol.entries import (
+    Begun,
+    BranchVote,
+    ContradictionSeen,
+    Decided,
+    Ended,
+    Header,
+    TransactionEntry,
+)
+from coordinator.protocol.messages import Abort, Commit, Prepare, Prepared, ReadOnly, Refused, Vote
+from coordinator.protocol.transaction import Branch, Decision, Tally, Transaction, VoteKind
+
+_NOT_OWED: Final = (VoteKind.READ_ONLY, VoteKind.REFUSED)
+
+
+class TwoPhaseCommit:
+    """All or nothing, in two rounds. Stateless: one instance serves every transaction."""
+
+    name: Final = "2pc"
+
+    # ------------------------------------------------------------------------------------------------ wishes
+
+    def decide(self, txn: Transaction, tally: Tally, *, expired: bool) -> TransactionEntry | None:
+        """See `CommitProtocol.decide`."""
+        if txn.ended_at is not None:
+            return None
+        if txn.decision is None:
+            return self._decision(txn, tally, expired=expired)
+        for branch in _owing(txn):
+            claimed = tally.contradictions.get(branch.name)
+            if claimed is not None and claimed != branch.contradiction:
+                return ContradictionSeen(gid=txn.gid, branch=branch.name, state=claimed)
+        if all(branch.name in tally.acked for branch in _owing(txn)):
+            return Ended(gid=txn.gid)
+        return None
+
+    def _decision(self, txn: Transaction, tally: Tally, *, expired: bool) -> Decided | None:
+        votes = tally.votes
+        refusals = [vote for vote in votes.values() if isinstance(vote, Refused)]
+        missing = [branch.name for branch in txn.branches if branch.name not in votes]
+        if refusals:
+            first = refusals[0]
+            reason = f"{first.branch} refused: {first.reason}"
+            return self._abort(txn, tally, reason, retryable=all(refusal.retryable for refusal in refusals))
+        if not missing:
+            return Decided(gid=txn.gid, decision=Decision.COMMIT, votes=_recorded(txn, tally))
+        if tally.abort_reason is not None:
+            return self._abort(txn, tally, tally.abort_reason, retryable=True)
+        if expired:
+            return self._abort(txn, tally, f"timeout: no vote from {', '.join(missing)}", retryable=True)
+        return None
+
+    def _abort(self, txn: Transaction, tally: Tally, reason: str, *, retryable: bool) -> Decided:
+        return Decided(
+            gid=txn.gid, decision=Decision.ABORT, reason=reason, retryable=retryable, votes=_recorded(txn, tally)
+        )
+
+    # ------------------------------------------------------------------------------------------------ truths
+
+    def evolve(self, txn: Transaction | None, entry: TransactionEntry, header: Header) -> Transaction | None:
+        """See `CommitProtocol.evolve`."""
+        match entry:
+            case Begun():
+                return txn if txn is not None else _begin(entry, header)
+            case Decided():
+                if txn is None or txn.decision is not None or not _supported(txn, entry):
+                    return txn
+                return _with_decision(txn, entry, header)
+            case ContradictionSeen():
+                if txn is None or txn.decision is None or txn.ended_at is not None:
+                    return txn
+                return replace(
+                    txn,
+                    branches=tuple(
+                        replace(branch, contradiction=entry.state) if branch.name == entry.branch else branch
+                        for branch in txn.branches
+                    ),
+                )
+            case Ended():
+                if txn is None or txn.decision is None or txn.ended_at is not None:
+                    return txn
+                return replace(txn, ended_at=header.at)
+
+    # ------------------------------------------------------------------------------------------------ debts
+
+    def owed(self, txn: Transaction) -> Sequence[Effect]:
+        """See `CommitProtocol.owed`."""
+        if txn.decision is None:
+            effects: list[Effect] = [SetDeadline(at=txn.expires_at)]
+            effects += [
+                Send(
+                    participant=branch.participant,
+                    message=Prepare(gid=txn.gid, branch=branch.name, payload=branch.payload or b"null"),
+                )
+                for branch in txn.branches
+            ]
+            return effects
+        if txn.ended_at is not None:
+            return [Reply()]
+        kind = Commit if txn.decision is Decision.COMMIT else Abort
+        return [
+            Reply(),
+            *(
+                Send(participant=branch.participant, message=kind(gid=txn.gid, branch=branch.name))
+                for branch in _owing(txn)
+            ),
+        ]
+
+
+def _owing(txn: Transaction) -> Iterator[Branch]:
+    """The branches that must hear the decision."""
+    return (branch for branch in txn.branches if branch.vote not in _NOT_OWED)
+
+
+def _supported(txn: Transaction, entry: Decided) -> bool:
+    """A commit must rest on a vote of every branch, none of them a refusal. An abort needs nothing: it is presumed."""
+    if entry.decision is Decision.ABORT:
+        return True
+    voted = {vote.branch for vote in entry.votes if vote.vote is not VoteKind.REFUSED}
+    return voted >= {branch.name for branch in txn.branches}
+
+
+def _begin(entry: Begun, header: Header) -> Transaction:
+    return Transaction(
+        gid=entry.gid,
+        protocol=entry.protocol,
+        epoch=header.epoch,
+        branches=tuple(
+            Branch(name=plan.name, participant=plan.participant, payload=plan.payload) for plan in entry.branches
+        ),
+        timeout_ms=entry.timeout_ms,
+        started_at=header.at,
+        key=entry.key,
+        body_hash=entry.body_hash,
+    )
+
+
+def _with_decision(txn: Transaction, entry: Decided, header: Header) -> Transaction:
+    votes = {vote.branch: vote for vote in entry.votes}
+    branches = tuple(_with_vote(branch, votes.get(branch.name)) for branch in txn.branches)
+    nothing_owed = all(branch.vote in _NOT_OWED for branch in branches)
+    return replace(
+        txn,
+        branches=branches,
+        decision=entry.decision,
+        reason=entry.reason,
+        retryable=entry.retryable,
+        decided_at=header.at,
+        ended_at=header.at if nothing_owed else None,
+    )
+
+
+def _with_vote(branch: Branch, vote: BranchVote | None) -> Branch:
+    if vote is None:
+        return Branch(name=branch.name, participant=branch.participant)
+    return Branch(
+        name=branch.name,
+        participant=branch.participant,
+        vote=vote.vote,
+        reason=vote.reason,
+        retryable=vote.retryable,
+        result=vote.result,
+    )
+
+
+def _recorded(txn: Transaction, tally: Tally) -> tuple[BranchVote, ...]:
+    """The votes as the log keeps them, in the order of the branches."""
+    return tuple(_record(vote) for branch in txn.branches if (vote := tally.votes.get(branch.name)) is not None)
+
+
+def _record(vote: Vote) -> BranchVote:
+    match vote:
+        case Prepared():
+            return BranchVote(branch=vote.branch, vote=VoteKind.PREPARED, result=vote.result)
+        case ReadOnly():
+            return BranchVote(branch=vote.branch, vote=VoteKind.READ_ONLY, result=vote.result)
+        case Refused():
+            return BranchVote(branch=vote.branch, vote=VoteKind.REFUSED, reason=vote.reason, retryable=vote.retryable)
