@@ -1,0 +1,258 @@
+"""Settings of one node: frozen, every limit named, and the relations between them asserted where they are set.
+
+A node reads them from a TOML file (`outlast node --config FILE`); `docs/CONFIGURATION.md` shows one. A wrong file is
+refused as a whole, with the name of the setting that is wrong.
+"""
+
+import ipaddress
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from coordinator.protocol.messages import MAX_CLUSTER_NAME
+
+_NAME: Final = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?", re.ASCII)
+MAX_NAME: Final = 64
+"""Characters of a node's, participant's or branch's name."""
+
+
+class ConfigError(ValueError):
+    """A setting is missing, unknown, or makes no sense; the text names it."""
+
+
+def valid_name(text: str) -> bool:
+    """Whether `text` can name a node or participant: a letter, then letters, digits and inner hyphens, lower case."""
+    return len(text) <= MAX_NAME and _NAME.fullmatch(text) is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds on what a client, a participant or time can make a node hold.
+
+    max_body_bytes: of an HTTP request.
+    max_branches: of one transaction.
+    max_payload_bytes: of one branch, as JSON text.
+    max_timeout_s, default_timeout_s: what a client may ask for, and gets when it does not ask.
+    max_in_flight: undecided transactions on the leader; above it 429.
+    max_owed_per_participant: decisions that one participant has not acknowledged; above it new transactions naming that
+        participant get 429, others are not disturbed.
+    max_participants: registered names.
+    max_retained: transactions in the ledger, ended ones included; above it 429.
+    retention_s: how long an ended transaction, and its idempotency key, are remembered; at least 900.
+    max_key_length: characters of an idempotency key.
+    max_page: transactions in one answer; max_scan: rows looked at to find them.
+    max_answer_bytes: of a participant's answer to one message; a batch may have that times its length.
+    max_batch: messages in one request to a participant.
+    max_command_bytes: entries are put into one log command up to this size.
+    """
+
+    max_body_bytes: int = 1 << 20
+    max_branches: int = 32
+    max_payload_bytes: int = 64 << 10
+    max_timeout_s: float = 300.0
+    default_timeout_s: float = 10.0
+    max_in_flight: int = 10_000
+    max_owed_per_participant: int = 10_000
+    max_participants: int = 1_000
+    max_retained: int = 2_000_000
+    retention_s: float = 900.0
+    max_key_length: int = 255
+    max_page: int = 1_000
+    max_scan: int = 20_000
+    max_answer_bytes: int = 64 << 10
+    max_batch: int = 256
+    max_command_bytes: int = 2 << 20
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            _require(getattr(self, item.name) > 0, f"limits.{item.name} must be positive")
+        _require(self.default_timeout_s <= self.max_timeout_s, "limits.default_timeout_s exceeds max_timeout_s")
+        _require(self.retention_s >= 900, "limits.retention_s must be at least 900: an idempotency key lives so long")
+        _require(self.max_payload_bytes <= self.max_body_bytes, "limits.max_payload_bytes exceeds max_body_bytes")
+        _require(self.max_body_bytes <= self.max_command_bytes, "limits.max_body_bytes exceeds max_command_bytes")
+        _require(self.max_in_flight <= self.max_retained, "limits.max_in_flight exceeds max_retained")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Durations, in seconds.
+
+    proposal_timeout_s: until an entry that was proposed counts as unknown; keeps "503 within 3 s".
+    participant_timeout_s: until a request to a participant counts as unanswered.
+    connect_timeout_s: until connecting to one counts as failed.
+    backoff_min_s, backoff_max_s: between tries of a participant that does not answer; doubled each time, jittered.
+    stop_grace_s: how long a stopping node waits for clients that wait for their decision.
+    housekeeping_s: between looks at what may be forgotten.
+    """
+
+    proposal_timeout_s: float = 2.5
+    participant_timeout_s: float = 5.0
+    connect_timeout_s: float = 1.0
+    backoff_min_s: float = 0.05
+    backoff_max_s: float = 2.0
+    stop_grace_s: float = 5.0
+    housekeeping_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            _require(getattr(self, item.name) > 0, f"timing.{item.name} must be positive")
+        _require(self.backoff_min_s <= self.backoff_max_s, "timing.backoff_min_s exceeds backoff_max_s")
+        _require(self.backoff_max_s <= 2.0, "timing.backoff_max_s must be at most 2: participants count on it")
+        _require(self.proposal_timeout_s < 3.0, "timing.proposal_timeout_s must be below 3: clients count on it")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """One node of the cluster. `api` and `raft` are host:port."""
+
+    id: str
+    api: str
+    raft: str
+
+    def __post_init__(self) -> None:
+        _require(valid_name(self.id), f"a node cannot be called {self.id!r}")
+        for name in ("api", "raft"):
+            split_address(getattr(self, name), f"{name} of node {self.id}")
+
+    @property
+    def url(self) -> str:
+        """Where its API is."""
+        return f"http://{self.api}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """All that one node must be told.
+
+    cluster: part of every gid; never give two clusters that share a participant the same name.
+    node: this node's id, one of `nodes`.
+    data: its folder.
+    secret: shared by the nodes of the cluster; proves a peer before its first message is read.
+    token: if set, every API request but the health checks must carry it as a bearer token.
+    participant_token: if set, sent to participants as a bearer token.
+    """
+
+    cluster: str
+    node: str
+    data: Path
+    nodes: tuple[Peer, ...]
+    secret: str = field(repr=False)
+    token: str | None = field(default=None, repr=False)
+    participant_token: str | None = field(default=None, repr=False)
+    limits: Limits = field(default_factory=Limits)
+    timing: Timing = field(default_factory=Timing)
+
+    def __post_init__(self) -> None:
+        _require(
+            valid_name(self.cluster) and len(self.cluster) <= MAX_CLUSTER_NAME,
+            f"cluster must be at most {MAX_CLUSTER_NAME} lower-case letters, digits and inner hyphens",
+        )
+        ids = [peer.id for peer in self.nodes]
+        _require(len(set(ids)) == len(ids), "two nodes have one id")
+        _require(self.node in ids, f"node {self.node!r} is not among nodes: {', '.join(ids)}")
+        _require(len(ids) % 2 == 1, f"{len(ids)} nodes: an even number survives no more failures than one less")
+        addresses = [address for peer in self.nodes for address in (peer.api, peer.raft)]
+        _require(len(set(addresses)) == len(addresses), "two nodes, or two ports of one, share an address")
+        _require(len(self.secret) >= 16, "secret must have at least 16 characters")
+        for name in ("token", "participant_token"):
+            value = getattr(self, name)
+            _require(value is None or len(value) >= 16, f"{name} must have at least 16 characters")
+        for address in (self.me.api, self.me.raft):
+            _require(
+                is_loopback(split_address(address, "address")[0]),
+                f"{address} is not on loopback: a node listens beyond it only with TLS, which is not there yet",
+            )
+
+    @property
+    def me(self) -> Peer:
+        """This node's own row."""
+        return self.peer(self.node)
+
+    def peer(self, node: str) -> Peer:
+        """The row of node `node`. Raises KeyError."""
+        for peer in self.nodes:
+            if peer.id == node:
+                return peer
+        raise KeyError(node)
+
+    @staticmethod
+    def load(path: Path) -> "NodeConfig":
+        """Read a TOML file. Raises `ConfigError`; relative `data` counts from the file's folder."""
+        try:
+            plain = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not TOML: {error}") from error
+        try:
+            return NodeConfig.of(plain, base=path.parent)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+
+    @staticmethod
+    def of(plain: Mapping[str, Any], *, base: Path) -> "NodeConfig":
+        """Settings from a parsed TOML file. Raises `ConfigError`."""
+        values = dict(plain)
+        peers = values.pop("nodes", None)
+        if not isinstance(peers, list) or not peers:
+            raise ConfigError("nodes must be a list of tables: [[nodes]] id = ..., api = ..., raft = ...")
+        values["nodes"] = tuple(_build(Peer, item, "nodes") for item in peers)
+        values["limits"] = _build(Limits, values.get("limits", {}), "limits")
+        values["timing"] = _build(Timing, values.get("timing", {}), "timing")
+        data = values.get("data")
+        if not isinstance(data, str) or not data:
+            raise ConfigError("data must name a folder")
+        values["data"] = base / data
+        config: NodeConfig = _build(NodeConfig, values, "the file")
+        return config
+
+
+def split_address(address: str, what: str) -> tuple[str, int]:
+    """Host and port of `host:port`. Raises `ConfigError`."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"{what} must be host:port, not {address!r}")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether listening on `host` reaches this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ConfigError(otherwise)
+
+
+_SCALARS: Final = (str, int, float)
+
+
+def _build(kind: type, values: object, where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} must be a table")
+    known = {item.name: item for item in fields(kind)}
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(f"{where} has no setting {name!r}; there are {', '.join(known)}")
+        wanted = known[name].type
+        if wanted in _SCALARS or wanted == str | None:
+            accepted = (int, float) if wanted is float else (wanted,) if wanted in _SCALARS else (str,)
+            if type(value) not in accepted:
+                raise ConfigError(f"{name} in {where} must be of type {accepted[-1].__name__}")
+    missing = [
+        item.name
+        for item in known.values()
+        if item.default is MISSING and item.default_factory is MISSING and item.name not in values
+    ]
+    if missing:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}")
+    return kind(**values)
