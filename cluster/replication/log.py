@@ -15,6 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+MAX_COMMAND_BYTES = 4 * 1024 * 1024
+"""The largest command that an implementation takes unless its settings say otherwise: larger ones are `NotProposed`."""
+
+OnFatal = Callable[[BaseException], None]
+"""Told once, on the event loop, why a log can no longer go on: the node should end, and be started anew."""
+
 
 class NotProposed(Exception):
     """Definite: the command did not enter the log, and never will."""
