@@ -1,0 +1,54 @@
+"""`python -m participants null`: serves a participant from the command line."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from participants.null import NullManager
+from participants.server import run
+from participants.settings import ServerSettings
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every served participant may be told; `server_settings` reads it back."""
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen; loopback only")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument(
+        "--coordinator",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a node that is asked for the outcome of branches in doubt; once per node",
+    )
+    parser.add_argument("--caller-token-file", type=Path, help="holds the bearer token that callers must show")
+    parser.add_argument("--coordinator-token-file", type=Path, help="holds the bearer token shown to coordinators")
+
+
+def server_settings(arguments: argparse.Namespace) -> ServerSettings:
+    """The settings that `add_server_arguments` asked for. Raises `SettingsError`, and `OSError` for a token file."""
+
+    def token(path: Path | None) -> str | None:
+        return None if path is None else path.read_text().strip()
+
+    return ServerSettings(
+        coordinators=tuple(arguments.coordinator),
+        caller_token=token(arguments.caller_token_file),
+        coordinator_token=token(arguments.coordinator_token_file),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs until SIGTERM; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m participants", description=__doc__)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    null = kinds.add_parser("null", help="holds nothing, votes prepared, acks; for benchmarks")
+    add_server_arguments(null)
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    run(NullManager(), host=arguments.host, port=arguments.port, settings=server_settings(arguments))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

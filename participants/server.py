@@ -1,0 +1,322 @@
+"""Serves a resource manager over HTTP: the face that a coordinator sees.
+
+    POST /prepare, /commit, /abort   one message, JSON
+    POST /batch                      a list of them, JSON or msgpack by content type; answered in kind
+    GET  /branches                   what is prepared and waits for its decision
+    GET  /healthz                    alive, and how much is under way
+
+The parts: `intake` turns messages into batches, the resource manager answers them, `resolver` asks about branches that
+were left in doubt, and this module translates between them and HTTP. Errors are problem+json (RFC 9457) with a `code`:
+
+    400 malformed          401 unauthenticated    403 forbidden          404 not_found      405 method_not_allowed
+    408 slow_body          413 too_large          415 unsupported_media_type
+    503 unavailable (nothing is known of this message: ask again)
+
+What to call:
+
+    start(manager, host=..., port=..., settings=...) -> Participant     inside an event loop; `await participant.stop()`
+    serve(manager, ...)                                                 inside an event loop, until SIGTERM or SIGINT
+    run(manager, ...)                                                   a whole process: uvloop, and `serve`
+
+`serve` and `run` print `listening on http://127.0.0.1:PORT` once requests are answered. Stopping finishes the batch
+that runs, answers "unknown" to what waits, and closes the manager.
+"""
+
+import asyncio
+import hmac
+import ipaddress
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import uvloop
+from aiohttp import web
+
+from coordinator.codec import (
+    JSON_TYPE,
+    MSGPACK_TYPE,
+    Malformed,
+    answer_to_wire,
+    batch_from_bytes,
+    batch_to_bytes,
+    json_bytes,
+    json_value,
+    request_from_wire,
+)
+from coordinator.protocol.messages import Answer, Pending
+from participants.intake import Intake, Outcome
+from participants.manager import Envelope, ResourceManager, Unavailable
+from participants.resolver import Resolver
+from participants.settings import ServerSettings, SettingsError
+
+_log = logging.getLogger(__name__)
+
+_EPOCH_LIMIT: Final = 2**62
+"""Above every Raft term, and small enough for any storage."""
+
+_PROBLEM_TYPE: Final = "application/problem+json"
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Problem(Exception):
+    """A request that is answered with an error. `detail` is for people, `code` for programs."""
+
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status, self.code, self.detail = status, code, detail
+
+    def body(self) -> dict[str, Any]:
+        """The problem+json object."""
+        return {
+            "type": "about:blank",
+            "title": self.code.replace("_", " "),
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+        }
+
+    def response(self) -> web.Response:
+        """The whole answer."""
+        headers = {}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        if self.status == 503:
+            headers["Retry-After"] = "1"
+        return web.Response(
+            status=self.status, body=json_bytes(self.body()), content_type=_PROBLEM_TYPE, headers=headers
+        )
+
+
+_UNAVAILABLE: Final = Problem(503, "unavailable", "nothing is known of this message; ask again")
+
+
+class Participant:
+    """A resource manager that is being served. `url` is where; made by `start`."""
+
+    def __init__(self, manager: ResourceManager, settings: ServerSettings) -> None:
+        self._manager = manager
+        self._settings = settings
+        self._resolver = Resolver(settings, self._finish)
+        self._intake = Intake(manager, settings, self._resolver.hear)
+        self._runner: web.AppRunner | None = None
+        self.url = ""
+        self.port = 0
+
+    async def _finish(self, envelope: Envelope) -> Answer | None:
+        return await self._intake.submit(envelope)
+
+    async def start(self, host: str, port: int) -> None:
+        """Recovers, listens, and asks about what a crash left in doubt. Call `stop` even if this fails."""
+        refuse_beyond_loopback(host)
+        found = await self._manager.open()
+        app = web.Application(middlewares=[self._guard], client_max_size=self._settings.body_limit_bytes)
+        for call in ("prepare", "commit", "abort"):
+            app.router.add_post(f"/{call}", self._single)
+        app.router.add_post("/batch", self._batch)
+        app.router.add_get("/branches", self._branches)
+        app.router.add_get("/healthz", self._healthz)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=self._settings.stop_within_s)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        self._resolver.start(found)
+
+    async def stop(self) -> None:
+        """Finishes the batch that runs, answers what is open, closes the manager."""
+        await self._resolver.stop()
+        await self._intake.stop()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        await self._manager.close()
+
+    # --------------------------------------------------------------------------------------------- every request
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        try:
+            self._authenticate(request)
+            return await handler(request)
+        except Problem as problem:
+            return problem.response()
+        except web.HTTPNotFound:
+            return Problem(404, "not_found", f"nothing is at {request.path:.100}").response()
+        except web.HTTPMethodNotAllowed as error:
+            response = Problem(405, "method_not_allowed", f"use {', '.join(sorted(error.allowed_methods))}").response()
+            response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+            return response
+        except Unavailable as error:
+            _log.error("%s: %s", request.path, error)  # the text says it all, the traceback nothing
+            return _UNAVAILABLE.response()
+        except web.HTTPRequestEntityTooLarge:
+            detail = f"a body may have {self._settings.body_limit_bytes} bytes"
+            return Problem(413, "too_large", detail).response()
+
+    def _authenticate(self, request: web.Request) -> None:
+        wanted = self._settings.caller_token
+        if wanted is None or request.path == "/healthz":
+            return
+        scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not shown:
+            raise Problem(401, "unauthenticated", "show a bearer token")
+        if not hmac.compare_digest(shown.encode(errors="replace"), wanted.encode()):
+            raise Problem(403, "forbidden", "this token is not accepted here")
+
+    async def _body(self, request: web.Request, *content_types: str) -> bytes:
+        if request.content_type not in content_types:
+            # Also keeps out forms that a web page could send here behind its visitor's back.
+            raise Problem(415, "unsupported_media_type", f"send {' or '.join(content_types)}")
+        try:
+            async with asyncio.timeout(self._settings.body_within_s):
+                return await request.read()
+        except TimeoutError as error:
+            detail = f"the body must arrive within {self._settings.body_within_s} s"
+            raise Problem(408, "slow_body", detail) from error
+
+    # --------------------------------------------------------------------------------------------- messages
+
+    async def _single(self, request: web.Request) -> web.Response:
+        try:
+            envelope = envelope_from_wire(request.path[1:], json_value(await self._body(request, JSON_TYPE)))
+        except Malformed as error:
+            raise Problem(400, "malformed", str(error)) from error
+        outcome = self._intake.submit(envelope)
+        await self._wait_for([outcome])
+        status, body = _rendered(envelope, outcome)
+        if outcome.done() and outcome.result() is None:
+            return _UNAVAILABLE.response()
+        return web.Response(status=status, body=json_bytes(body), content_type=JSON_TYPE)
+
+    async def _batch(self, request: web.Request) -> web.Response:
+        content_type = request.content_type
+        try:
+            items = batch_from_bytes(content_type, await self._body(request, JSON_TYPE, MSGPACK_TYPE))
+        except Malformed as error:
+            raise Problem(400, "malformed", str(error)) from error
+        if len(items) > self._settings.batch_items_limit:
+            raise Problem(413, "too_large", f"a batch may have {self._settings.batch_items_limit} items")
+        asked: list[tuple[Envelope, Outcome] | Malformed] = []
+        for item in items:
+            try:
+                envelope = envelope_from_wire(item.get("call") if isinstance(item, dict) else None, item)
+            except Malformed as error:
+                asked.append(error)
+            else:
+                asked.append((envelope, self._intake.submit(envelope)))
+        await self._wait_for([each[1] for each in asked if not isinstance(each, Malformed)])
+        answers: list[dict[str, Any]] = []
+        for each in asked:
+            if isinstance(each, Malformed):
+                answers.append(Problem(400, "malformed", str(each)).body())
+            else:
+                status, body = _rendered(*each)
+                answers.append({**body, "status": status})
+        if content_type == JSON_TYPE:
+            return web.Response(body=json_bytes(answers), content_type=JSON_TYPE)
+        # An integer that msgpack cannot hold makes this JSON, which the content type tells.
+        content_type, raw = batch_to_bytes(answers)
+        return web.Response(body=raw, content_type=content_type)
+
+    async def _wait_for(self, outcomes: Sequence[Outcome]) -> None:
+        """Until all are known, or `answer_within_s` is over. The work goes on either way."""
+        open_ones = [outcome for outcome in outcomes if not outcome.done()]
+        if open_ones:
+            await asyncio.wait(open_ones, timeout=self._settings.answer_within_s)
+
+    # --------------------------------------------------------------------------------------------- people and probes
+
+    async def _branches(self, _request: web.Request) -> web.Response:
+        found = await self._manager.in_doubt()
+        shown = [
+            {"gid": each.gid, "branch": each.branch, "state": "prepared", "prepared_at": each.prepared_at}
+            for each in found[: self._settings.branches_limit]
+        ]
+        return web.Response(body=json_bytes({"branches": shown, "total": len(found)}), content_type=JSON_TYPE)
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        body = {
+            "status": "ok",
+            "prepared": self._resolver.held,
+            "working": self._intake.working,
+            "waiting": self._intake.waiting,
+        }
+        return web.Response(body=json_bytes(body), content_type=JSON_TYPE)
+
+
+def envelope_from_wire(call: object, body: object) -> Envelope:
+    """The message in a request's body, or in an item of a batch. Raises `Malformed`, naming what is wrong."""
+    message, stamp = request_from_wire(call if isinstance(call, str) else "", body)
+    if stamp.epoch > _EPOCH_LIMIT:
+        raise Malformed("epoch is too large")
+    if not message.branch.isprintable():
+        # It is a key in storage and a word in logs: no control characters, no lone surrogates.
+        raise Malformed("branch must be printable")
+    return Envelope(message, stamp)
+
+
+def _rendered(envelope: Envelope, outcome: Outcome) -> tuple[int, dict[str, Any]]:
+    """Status and body of what is known by now."""
+    if not outcome.done():
+        return answer_to_wire(envelope.message, Pending(gid=envelope.message.gid, branch=envelope.message.branch))
+    answer = outcome.result()
+    if answer is None:
+        return _UNAVAILABLE.status, _UNAVAILABLE.body()
+    return answer_to_wire(envelope.message, answer)
+
+
+def refuse_beyond_loopback(host: str) -> None:
+    """Raises `SettingsError` unless `host` is this machine only: traffic is not encrypted."""
+    try:
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        raise SettingsError(
+            f"a participant listens on loopback only, because its traffic is not encrypted: "
+            f"use 127.0.0.1 instead of {host!r}"
+        )
+
+
+# ------------------------------------------------------------------------------------------------ running it
+
+
+async def start(
+    manager: ResourceManager, *, host: str = "127.0.0.1", port: int = 0, settings: ServerSettings | None = None
+) -> Participant:
+    """Serves `manager` until `stop` is called on what this returns. Port 0 takes a free one.
+
+    Raises `SettingsError` for a host beyond loopback, `OSError` when the port is taken, and what the manager's `open`
+    raises; the manager is then closed.
+    """
+    participant = Participant(manager, settings or ServerSettings())
+    try:
+        await participant.start(host, port)
+    except BaseException:
+        await participant.stop()
+        raise
+    return participant
+
+
+async def serve(
+    manager: ResourceManager, *, host: str = "127.0.0.1", port: int = 0, settings: ServerSettings | None = None
+) -> None:
+    """Serves `manager` until SIGTERM or SIGINT, and says where on standard output. Raises what `start` raises."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    participant = await start(manager, host=host, port=port, settings=settings)
+    try:
+        print(f"listening on {participant.url}", flush=True)
+        await stop.wait()
+    finally:
+        await participant.stop()
+
+
+def run(
+    manager: ResourceManager, *, host: str = "127.0.0.1", port: int = 0, settings: ServerSettings | None = None
+) -> None:
+    """`serve` as a whole process."""
+    uvloop.run(serve(manager, host=host, port=port, settings=settings))

@@ -1,0 +1,73 @@
+"""How a participant's server behaves: every limit has a name here, and the relations between them are asserted."""
+
+import math
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+
+class SettingsError(ValueError):
+    """A setting that cannot work. The text names it, and says what would."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Settings of `participants.server`.
+
+    Who may talk to whom:
+    coordinators: base URLs of the nodes that are asked for outcomes, in turn. Nobody else is ever believed.
+    caller_token: the bearer token that callers must show; None on loopback only.
+    coordinator_token: the bearer token shown to coordinators.
+
+    Time, in seconds:
+    answer_within_s: work that takes longer is answered `Pending`, and goes on.
+    in_doubt_after_s: how long a prepared branch waits for its decision before it asks.
+    ask_backoff_s, ask_backoff_cap_s: between two questions about one branch, doubling, jittered downwards by half.
+    ask_within_s: of one question to one coordinator.
+    body_within_s: a caller must have sent its body by then.
+    stop_within_s: a stop waits so long for open requests; a batch that runs is always finished.
+
+    Limits:
+    body_limit_bytes, batch_items_limit: of one request.
+    working_limit: prepares that run or wait; above it a prepare is refused as `busy`, retryable.
+    waiting_limit: messages of any kind that run or wait; above it commits and aborts are answered `Pending`.
+    asks_at_once: questions to coordinators that are open together.
+    branches_limit: branches shown by `GET /branches`.
+    """
+
+    coordinators: tuple[str, ...] = ()
+    caller_token: str | None = field(default=None, repr=False)
+    coordinator_token: str | None = field(default=None, repr=False)
+
+    answer_within_s: float = 1.0
+    in_doubt_after_s: float = 2.0
+    ask_backoff_s: float = 0.1
+    ask_backoff_cap_s: float = 2.0
+    ask_within_s: float = 1.0
+    body_within_s: float = 10.0
+    stop_within_s: float = 5.0
+
+    body_limit_bytes: int = 32 * 1024 * 1024
+    batch_items_limit: int = 1024
+    working_limit: int = 2048
+    waiting_limit: int = 8192
+    asks_at_once: int = 32
+    branches_limit: int = 10_000
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and not (0 < value < math.inf):
+                raise SettingsError(f"{name} must be positive, not {value}")
+        if self.ask_backoff_s > self.ask_backoff_cap_s:
+            raise SettingsError("ask_backoff_s must not be above ask_backoff_cap_s")
+        if self.working_limit > self.waiting_limit:
+            raise SettingsError("working_limit must not be above waiting_limit: room is kept for commits and aborts")
+        if self.batch_items_limit > self.waiting_limit:
+            raise SettingsError("batch_items_limit must not be above waiting_limit: one batch must fit")
+        for token in (self.caller_token, self.coordinator_token):
+            if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
+                raise SettingsError("a token must be printable ASCII without spaces")
+        for url in self.coordinators:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+                raise SettingsError(f"a coordinator must be an http URL such as http://127.0.0.1:7401, not {url!r}")
