@@ -10,7 +10,7 @@ from typing import ClassVar
 class OutlastError(Exception):
     """Base of all errors that a client is told about."""
 
-    code: ClassVar[str] = "internal"
+    code: str = "internal"
     status: ClassVar[int] = 500
     title: ClassVar[str] = "Internal error"
     retry_after_s: float | None = None
@@ -87,10 +87,9 @@ class Unprocessable(Definite):
 
     code, status, title = "invalid", 422, "Invalid request"
 
-    def __init__(self, detail: str, *, code: str | None = None) -> None:
+    def __init__(self, detail: str, *, code: str = "invalid") -> None:
         super().__init__(detail)
-        if code is not None:
-            self.code = code  # type: ignore[misc]  # one class for a family of codes, told apart where they are raised
+        self.code = code
 
 
 class TooMany(Definite):
@@ -101,7 +100,7 @@ class TooMany(Definite):
 
     def __init__(self, detail: str, *, code: str, retry_after_s: float = 1.0) -> None:
         super().__init__(detail)
-        self.code = code  # type: ignore[misc]
+        self.code = code
         self.retry_after_s = retry_after_s
 
 

@@ -1,0 +1,74 @@
+"""`python -m coordinator --config FILE`: runs one node. The one place that names concrete classes."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import uvloop
+
+from cluster.replication.clock import SystemClock
+from cluster.replication.log import ReplicatedLog
+from cluster.replication.raft import RaftLog, RaftSettings
+from cluster.replication.solo import SoloLog
+from cluster.replication.transport import TransportSettings
+from coordinator.config import ConfigError, NodeConfig
+from coordinator.node import Node
+
+_log = logging.getLogger("coordinator")
+
+
+def run(config: NodeConfig) -> int:
+    """Run the node until SIGTERM or SIGINT. Exit status: 0 after a graceful stop, 1 when it could not go on."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    return uvloop.run(_serve(config))
+
+
+async def _serve(config: NodeConfig) -> int:
+    over = asyncio.Event()
+    fatal: list[BaseException] = []
+
+    def stop(error: BaseException | None = None) -> None:
+        if error is not None:
+            fatal.append(error)
+        over.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    node = Node(config, _make_log(config, stop), SystemClock())
+    try:
+        await node.start()
+    except OSError as error:
+        _log.critical("node %s cannot start: %s", config.node, error)
+        await node.driver.stop()
+        return 1
+    await over.wait()
+    if fatal:
+        # What this node holds in memory cannot be trusted any more; the others take over from what is on disk.
+        _log.critical("node %s stops: %s", config.node, fatal[0])
+        return 1
+    _log.info("node %s is stopping", config.node)
+    await node.stop()
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line of `python -m coordinator`."""
+    parser = argparse.ArgumentParser(prog="python -m coordinator", description="Run one node of an Outlast cluster.")
+    parser.add_argument("--config", type=Path, required=True, help="the node's TOML file")
+    try:
+        config = NodeConfig.load(parser.parse_args(arguments).config)
+    except ConfigError as error:
+        print(f"outlast: {error}", file=sys.stderr)
+        return 2
+    return run(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

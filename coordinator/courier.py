@@ -1,0 +1,440 @@
+"""Carries messages to participants until each has answered: batched, retried, and never one participant's trouble for
+another.
+
+Every participant has a *lane*, and a lane has two tracks: prepares, and decisions. They do not wait for each other,
+because a prepare may itself wait for a lock that only a decision releases. On a track a few workers carry what waits: a
+whole batch in a request when the participant takes batches, one message in each of more requests when it does not. What
+arrives while they are on their way is the next batch; nothing waits for a timer.
+
+A letter stays until it is answered. What counts as an answer is decided by `codec.answer_from_wire`; anything else
+means *unknown*, and unknown means: again, later. Later is a backoff that doubles up to a cap, with jitter:
+
+- when a participant cannot be reached, its lane is *down*: one worker tries it at the end of each backoff, and when it
+  answers, or gives any other sign of life (`wake`), everything goes at once;
+- when it answers one message badly, that letter alone waits.
+
+A letter about the same branch replaces an older one, so an abort takes the place of a prepare that was never delivered.
+"""
+
+import asyncio
+import heapq
+import logging
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from itertools import count, islice
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from cluster.replication.clock import Clock
+from coordinator.codec import (
+    JSON_TYPE,
+    MSGPACK_TYPE,
+    Malformed,
+    answer_from_wire,
+    batch_from_bytes,
+    batch_to_bytes,
+    call_of,
+    json_bytes,
+    json_value,
+    request_to_wire,
+)
+from coordinator.config import Limits, Timing
+from coordinator.ledger import Participant
+from coordinator.protocol.messages import Answer, Contradicted, Pending, Prepare, Request, StaleEpoch, Stamp
+
+_log = logging.getLogger(__name__)
+
+BATCH_WORKERS: Final = 2
+"""Requests under way at once on a track of a participant that takes batches. More would make the batches smaller."""
+
+SINGLE_WORKERS: Final = 32
+"""The same for a participant that takes one message at a time."""
+
+Key = tuple[str, str]
+"""gid and branch."""
+
+
+@dataclass(slots=True, eq=False)
+class _Letter:
+    """A message on its way. `expires_s`: on the monotonic clock, of a prepare."""
+
+    message: Request
+    expires_s: float | None
+    tries: int = 0
+
+    @property
+    def key(self) -> Key:
+        return (self.message.gid, self.message.branch)
+
+
+@dataclass(slots=True, eq=False)
+class _Track:
+    """Prepares, or decisions. `waiting` is in order of arrival; `parked` letters have a time before which they rest."""
+
+    waiting: dict[Key, _Letter] = field(default_factory=dict)
+    parked: list[tuple[float, int, _Letter]] = field(default_factory=list)
+    timer: asyncio.TimerHandle | None = None
+    workers: int = 0
+    starting: int = 0
+    """Of the workers, those that have not looked at `waiting` yet."""
+
+
+class _Phase(Enum):
+    PREPARE = "prepare"
+    DECISION = "decision"
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """All that is on its way to one participant. `letters` holds the newest letter of each branch, wherever it is."""
+
+    participant: Participant
+    letters: dict[Key, _Letter] = field(default_factory=dict)
+    tracks: Mapping[_Phase, _Track] = field(default_factory=lambda: {phase: _Track() for phase in _Phase})
+    failures: int = 0
+    down_timer: asyncio.TimerHandle | None = None
+    trouble: str | None = None
+
+    @property
+    def down(self) -> bool:
+        return self.down_timer is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneStatus:
+    """What people may want to know of a participant. `trouble`: why the last request failed; None when it did not."""
+
+    owed: int
+    down: bool
+    trouble: str | None
+
+
+class Unreachable(Exception):
+    """No answer at all, or none that HTTP allows: what the participant did is unknown."""
+
+
+class Courier:
+    """Delivers letters. `stamp` is asked for their stamp each time they leave; `on_answers` hears what comes back."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        limits: Limits,
+        timing: Timing,
+        stamp: Callable[[str], Stamp],
+        on_answers: Callable[[list[Answer]], None],
+        token: str | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._clock = clock
+        self._limits = limits
+        self._timing = timing
+        self._stamp = stamp
+        self._on_answers = on_answers
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._rng = rng if rng is not None else random.Random()  # noqa: S311  # spreads retries, keeps no secret
+        self._order = count()
+        self._lanes: dict[str, _Lane] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._session: aiohttp.ClientSession | None = None
+
+    # -------------------------------------------------------------------------------------------- what the driver says
+
+    def send(self, participant: Participant, message: Request, *, expires_s: float | None = None) -> None:
+        """Deliver `message` until it is answered; it replaces what was on its way to the same branch."""
+        lane = self._lane(participant)
+        letter = _Letter(message, expires_s)
+        self._drop(lane, letter.key)
+        lane.letters[letter.key] = letter
+        phase = _Phase.PREPARE if isinstance(message, Prepare) else _Phase.DECISION
+        lane.tracks[phase].waiting[letter.key] = letter
+        self._pump(lane, phase)
+
+    def wake(self, name: str) -> None:
+        """The participant has shown life: try now whatever waits for it."""
+        lane = self._lanes.get(name)
+        if lane is None:
+            return
+        self._up(lane)
+        for phase, track in lane.tracks.items():
+            for _, _, letter in track.parked:
+                if lane.letters.get(letter.key) is letter:
+                    track.waiting[letter.key] = letter
+            track.parked.clear()
+            self._pump(lane, phase)
+
+    def moved(self, participant: Participant) -> None:
+        """The participant is registered anew, perhaps elsewhere: a sign of life."""
+        lane = self._lanes.get(participant.name)
+        if lane is not None:
+            lane.participant = participant
+            self.wake(participant.name)
+
+    def owed(self, name: str) -> int:
+        """Letters that `name` has not answered."""
+        lane = self._lanes.get(name)
+        return 0 if lane is None else len(lane.letters)
+
+    def status(self) -> dict[str, LaneStatus]:
+        """How every lane is."""
+        return {
+            name: LaneStatus(owed=len(lane.letters), down=lane.down, trouble=lane.trouble)
+            for name, lane in self._lanes.items()
+        }
+
+    def clear(self) -> None:
+        """Leadership is lost: carry nothing any more. Requests that are under way are broken off."""
+        for task in self._tasks:
+            task.cancel()
+        for lane in self._lanes.values():
+            if lane.down_timer is not None:
+                lane.down_timer.cancel()
+            for track in lane.tracks.values():
+                if track.timer is not None:
+                    track.timer.cancel()
+        self._lanes.clear()
+
+    async def close(self) -> None:
+        """`clear`, and give up the connections."""
+        self.clear()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # -------------------------------------------------------------------------------------------- lanes
+
+    def _lane(self, participant: Participant) -> _Lane:
+        lane = self._lanes.get(participant.name)
+        if lane is None:
+            lane = self._lanes[participant.name] = _Lane(participant)
+        return lane
+
+    @staticmethod
+    def _drop(lane: _Lane, key: Key) -> None:
+        """Forget the letter. One that a worker carries is no longer in `letters`, and its answer will not count."""
+        if lane.letters.pop(key, None) is not None:
+            for track in lane.tracks.values():
+                track.waiting.pop(key, None)
+
+    def _pump(self, lane: _Lane, phase: _Phase) -> None:
+        track = lane.tracks[phase]
+        most = BATCH_WORKERS if lane.participant.batch else SINGLE_WORKERS
+        spoken_for = track.starting * self._load(lane)
+        if len(track.waiting) > spoken_for and not lane.down and track.workers < most:
+            self._hire(lane, track)
+
+    def _load(self, lane: _Lane) -> int:
+        """Letters that one worker takes at a time."""
+        return self._limits.max_batch if lane.participant.batch else 1
+
+    def _hire(self, lane: _Lane, track: _Track) -> None:
+        track.workers += 1
+        track.starting += 1
+        task = asyncio.get_running_loop().create_task(self._work(lane, track))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _work(self, lane: _Lane, track: _Track) -> None:
+        track.starting -= 1
+        try:
+            while not lane.down and (letters := self._take(lane, track)):
+                try:
+                    answers = await self._exchange(lane.participant, letters)
+                except Unreachable as error:
+                    self._failed(lane, track, letters, str(error))
+                    return
+                self._up(lane)
+                self._answered(lane, track, letters, answers)
+        finally:
+            track.workers -= 1
+
+    def _take(self, lane: _Lane, track: _Track) -> list[_Letter]:
+        letters = list(islice(track.waiting.values(), self._load(lane)))
+        for letter in letters:
+            del track.waiting[letter.key]
+        return letters
+
+    def _answered(self, lane: _Lane, track: _Track, letters: list[_Letter], answers: list[Answer | str]) -> None:
+        heard: list[Answer] = []
+        for letter, answer in zip(letters, answers, strict=True):
+            if lane.letters.get(letter.key) is not letter:
+                continue  # replaced while it was on its way
+            if isinstance(answer, str):
+                lane.trouble = answer
+                self._park(lane, track, letter)
+            elif isinstance(answer, Pending):
+                self._park(lane, track, letter, again_at_once=True)
+            elif isinstance(answer, Contradicted):
+                heard.append(answer)
+                self._park(lane, track, letter)
+            else:
+                # A stale epoch is no vote, but asking again under the same epoch would only hear it again.
+                if isinstance(answer, StaleEpoch):
+                    _log.warning("%s has heard from epoch %d: this node is deposed", letter.key, answer.epoch)
+                del lane.letters[letter.key]
+                heard.append(answer)
+        if heard:
+            self._on_answers(heard)
+
+    # -------------------------------------------------------------------------------------------- trouble
+
+    def _backoff_s(self, failures: int) -> float:
+        ceiling = min(self._timing.backoff_max_s, self._timing.backoff_min_s * 2.0 ** min(failures, 16))
+        return ceiling * (0.5 + 0.5 * self._rng.random())
+
+    def _failed(self, lane: _Lane, track: _Track, letters: list[_Letter], trouble: str) -> None:
+        back = {letter.key: letter for letter in letters if lane.letters.get(letter.key) is letter}
+        track.waiting = {**back, **track.waiting}
+        if lane.failures == 0:
+            _log.warning("participant %s: %s", lane.participant.name, trouble)
+        lane.trouble = trouble
+        if lane.down:
+            return
+        lane.failures += 1
+        delay_s = self._backoff_s(lane.failures - 1)
+        lane.down_timer = asyncio.get_running_loop().call_later(delay_s, self._probe, lane)
+
+    def _probe(self, lane: _Lane) -> None:
+        """The backoff is over: let one worker of each track find out."""
+        lane.down_timer = None
+        for track in lane.tracks.values():
+            if track.waiting and track.workers == 0:
+                self._hire(lane, track)
+
+    def _up(self, lane: _Lane) -> None:
+        if lane.down_timer is not None:
+            lane.down_timer.cancel()
+            lane.down_timer = None
+        if lane.failures:
+            _log.info("participant %s is back", lane.participant.name)
+            lane.failures = 0
+            for phase in _Phase:
+                self._pump(lane, phase)
+        lane.trouble = None
+
+    def _park(self, lane: _Lane, track: _Track, letter: _Letter, *, again_at_once: bool = False) -> None:
+        letter.tries += 1
+        delay_s = self._timing.backoff_min_s if again_at_once else self._backoff_s(letter.tries - 1)
+        heapq.heappush(track.parked, (self._clock.monotonic_s() + delay_s, next(self._order), letter))
+        if track.timer is None:
+            track.timer = asyncio.get_running_loop().call_later(delay_s, self._unpark, lane, track)
+
+    def _unpark(self, lane: _Lane, track: _Track) -> None:
+        track.timer = None
+        now_s = self._clock.monotonic_s()
+        while track.parked and track.parked[0][0] <= now_s:
+            _, _, letter = heapq.heappop(track.parked)
+            if lane.letters.get(letter.key) is letter:
+                track.waiting[letter.key] = letter
+        if track.parked:
+            delay_s = max(0.0, track.parked[0][0] - now_s)
+            track.timer = asyncio.get_running_loop().call_later(delay_s, self._unpark, lane, track)
+        for phase, other in lane.tracks.items():
+            if other is track:
+                self._pump(lane, phase)
+
+    # -------------------------------------------------------------------------------------------- HTTP
+
+    async def _exchange(self, participant: Participant, letters: list[_Letter]) -> list[Answer | str]:
+        """An answer, or the text of what is wrong with it, for each letter. Raises `Unreachable`."""
+        stamp = self._stamp(participant.name)
+        bodies = [request_to_wire(letter.message, self._stamped(stamp, letter)) for letter in letters]
+        if not participant.batch:
+            (letter,), (body,) = letters, bodies
+            url = f"{participant.url}/{call_of(letter.message)}"
+            status, content_type, raw = await self._post(url, JSON_TYPE, json_bytes(body), 1)
+            return [_read(letter, status, _json_or_none(content_type, raw))]
+        for letter, body in zip(letters, bodies, strict=True):
+            body["call"] = call_of(letter.message)
+        content_type, raw = batch_to_bytes(bodies)
+        status, content_type, raw = await self._post(f"{participant.url}/batch", content_type, raw, len(letters))
+        if status != 200:
+            raise Unreachable(f"status {status} to a batch")
+        try:
+            items = batch_from_bytes(content_type, raw)
+        except Malformed as error:
+            raise Unreachable(f"a batch was answered with something else: {error}") from error
+        if len(items) != len(letters):
+            raise Unreachable(f"{len(items)} answers to {len(letters)} messages")
+        return [_read_item(letter, item) for letter, item in zip(letters, items, strict=True)]
+
+    def _stamped(self, stamp: Stamp, letter: _Letter) -> Stamp:
+        if letter.expires_s is None:
+            return stamp
+        left_s = max(0.0, letter.expires_s - self._clock.monotonic_s())
+        return replace(stamp, deadline_ms=int(left_s * 1000))
+
+    async def _post(self, url: str, content_type: str, body: bytes, messages: int) -> tuple[int, str, bytes]:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(
+                    total=self._timing.participant_timeout_s, sock_connect=self._timing.connect_timeout_s
+                ),
+                # A participant's answer is small; a compressed one could unfold into anything.
+                auto_decompress=False,
+                skip_auto_headers=("User-Agent", "Accept-Encoding"),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers=self._headers,
+            )
+        most = self._limits.max_answer_bytes * messages
+        try:
+            async with self._session.post(
+                url, data=body, headers={"Content-Type": content_type}, allow_redirects=False
+            ) as response:
+                raw = await response.content.read(most + 1)
+                while len(raw) <= most and (more := await response.content.read(most + 1 - len(raw))):
+                    raw += more
+                if len(raw) > most:
+                    response.close()
+                    raise Unreachable(f"an answer of more than {most} bytes")
+                return response.status, response.content_type, raw
+        except TimeoutError as error:
+            raise Unreachable(f"no answer within {self._timing.participant_timeout_s} s") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise Unreachable(f"{type(error).__name__}: {error}") from error
+
+
+def _json_or_none(content_type: str, raw: bytes) -> object:
+    try:
+        return json_value(raw) if content_type != MSGPACK_TYPE else None
+    except Malformed:
+        return None
+
+
+def _read(letter: _Letter, status: int, body: object) -> Answer | str:
+    try:
+        return answer_from_wire(letter.message, status, body)
+    except Malformed as error:
+        return f"{call_of(letter.message)} was answered with {error}"
+
+
+def _read_item(letter: _Letter, item: Any) -> Answer | str:
+    status = item.get("status") if isinstance(item, dict) else None
+    return _read(letter, status if type(status) is int else 0, item)
+
+
+def valid_url(url: str) -> bool:
+    """Whether a participant can be registered at `url`: plain http(s), a host, no user, query or fragment."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  # raises for a bad one
+    except ValueError:
+        return False
+    return (
+        parts.scheme in ("http", "https")
+        and bool(parts.hostname)
+        and not parts.query
+        and not parts.fragment
+        and parts.username is None
+        and len(url) <= 1000
+        and url.isascii()
+        and url.isprintable()
+        and " " not in url
+    )

@@ -1,0 +1,748 @@
+"""The leader's loop: applied entry -> owed -> perform -> tally -> decide -> propose.
+
+One driver runs on every node. It hears of every applied entry (`applied`), on leaders and followers alike, and answers
+whoever waits for one. Only while its node leads, *past its barrier*, does it act:
+
+    becomes leader of term t --> proposes TookOver(epoch = t)
+    TookOver(t) is applied here, and the node still leads t --> for every unfinished transaction: adopt
+    loses leadership --> forgets all soft state; says nothing more to anybody
+
+`adopt` is the only way in, for a transaction that has just begun and for one that a dead leader left behind: perform
+what `owed` says, note what is heard in the tally, propose what `decide` wishes. There is no recovery besides it.
+
+Nothing here decides. What is proposed is a wish; what is performed comes from applied state; and the rules for both are
+in `coordinator.protocol`.
+
+Group commit: entries that wait are proposed together as one command. While `COMMANDS_UNDER_WAY` commands are on their
+way through the log, what arrives waits and becomes the next one.
+"""
+
+import asyncio
+import heapq
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from cluster.replication.clock import Clock
+from cluster.replication.log import Leadership, NotProposed, ProposalUnknown, ReplicatedLog
+from coordinator.config import Limits, NodeConfig
+from coordinator.courier import Courier, LaneStatus
+from coordinator.deadlines import Deadlines
+from coordinator.errors import (
+    Conflict,
+    Gone,
+    NoLeader,
+    NotFound,
+    NotKnownYet,
+    NotLeader,
+    OutcomeUnknown,
+    ShuttingDown,
+    TooMany,
+    Unprocessable,
+)
+from coordinator.ledger import Applied, Knowledge, Ledger, Participant, Verdict, encode_command
+from coordinator.metrics import Metrics
+from coordinator.protocol.effects import Reply, Send, SetDeadline
+from coordinator.protocol.entries import (
+    Begun,
+    BranchPlan,
+    Decided,
+    Ended,
+    Entry,
+    Forgotten,
+    Header,
+    Registered,
+    TookOver,
+    Unregistered,
+)
+from coordinator.protocol.messages import Answer, Gid, Prepare, Stamp
+from coordinator.protocol.registry import PROTOCOLS
+from coordinator.protocol.transaction import NOTHING_HEARD, Decision, Tally, Transaction
+
+_log = logging.getLogger(__name__)
+
+COMMANDS_UNDER_WAY: Final = 4
+"""Commands in the log at once. One would make each wait a whole round; many would make them small."""
+
+ENDED_WAITS_S: Final = 0.05
+"""How long an `Ended` may wait for company. Nobody waits for it, so it travels with the next entry that somebody does
+wait for, or alone after this time."""
+
+RETRY_PROPOSAL_S: Final = 0.05
+"""Before a wish that the log would not take is expressed again."""
+
+FORGET_AT_ONCE: Final = 5_000
+"""Transactions that one `Forgotten` removes at most, so that no node stops for long when it is applied."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTransaction:
+    """What a client asks for, validated."""
+
+    protocol: str
+    branches: tuple[BranchPlan, ...]
+    timeout_ms: int
+    key: str | None
+    body_hash: bytes
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A transaction that this leader drives, and its soft state. `wish`: what was proposed and is not applied yet."""
+
+    txn: Transaction
+    tally: Tally = NOTHING_HEARD
+    expired: bool = False
+    wish: Entry | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """An entry on its way into the log, and who wants to know what came of it."""
+
+    entry: Entry
+    size: int
+    future: asyncio.Future[Applied] | None = None
+
+
+class Driver:
+    """See the module's text. All methods belong to the event loop's thread."""
+
+    def __init__(
+        self,
+        *,
+        config: NodeConfig,
+        ledger: Ledger,
+        log: ReplicatedLog,
+        clock: Clock,
+        metrics: Metrics,
+        courier: Callable[[Callable[[str], Stamp], Callable[[list[Answer]], None]], Courier],
+    ) -> None:
+        self._config = config
+        self._limits: Limits = config.limits
+        self._ledger = ledger
+        self._log = log
+        self._clock = clock
+        self._metrics = metrics
+        self._courier = courier(self._stamp, self._heard)
+        self._deadlines = Deadlines(clock, self._expired)
+        self._coordinators = tuple(peer.url for peer in config.nodes)
+
+        self._epoch: int | None = None
+        """The epoch that this node drives; None while it does not lead, or is not past its barrier."""
+        self._claimed: int | None = None
+        """The term for which a TookOver was proposed."""
+        self._next_sequence = 0
+        self._running: dict[str, _Running] = {}
+        self._undecided = 0
+        self._beginning: set[str] = set()
+        """Gids whose Begun is on its way, or was, and may come to be."""
+        self._unfinished_of: dict[str, list[int]] = {}
+        """Per participant a heap of gid numbers that name it; ended ones are dropped when they come to the top."""
+
+        self._outbox: deque[_Waiting] = deque()
+        self._lazy: list[_Waiting] = []
+        self._lazy_timer: asyncio.TimerHandle | None = None
+        self._under_way = 0
+        self._flush_scheduled = False
+        self._housekeeper: asyncio.TimerHandle | None = None
+
+        self._decided_waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self._ended_waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self._leadership_waiters: list[asyncio.Future[None]] = []
+        self._draining = False
+
+    # -------------------------------------------------------------------------------------------- what others ask
+
+    @property
+    def leading(self) -> bool:
+        """Whether this node leads and is past its barrier: what it has applied holds all that was ever committed."""
+        return self._epoch is not None
+
+    @property
+    def in_flight(self) -> int:
+        """Transactions that this leader drives and that have not ended; on a follower, as far as it has applied."""
+        return len(self._running) if self.leading else len(self._ledger.unfinished)
+
+    def lanes(self) -> dict[str, LaneStatus]:
+        """How each participant is, as the courier sees it."""
+        return self._courier.status()
+
+    def tally(self, gid: str) -> Tally:
+        """What this leader has heard of a transaction; nothing, on a follower."""
+        running = self._running.get(gid)
+        return NOTHING_HEARD if running is None else running.tally
+
+    async def submit(self, new: NewTransaction) -> Transaction:
+        """Begin `new`, or find the transaction that its key names. Returns once it is applied.
+
+        Raises `NotLeader`, `NoLeader` (not begun); `OutcomeUnknown` (perhaps begun); `TooMany`, `Unprocessable`.
+        """
+        self._require_leading()
+        if new.key is not None:
+            holder = self._ledger.holder(new.key)
+            if holder is not None:
+                return self._same_body(holder, new)
+        self._check_room(new)
+        gid = str(Gid(self._config.cluster, self._ledger.epoch, self._next_sequence))
+        self._next_sequence += 1
+        self._beginning.add(gid)
+        entry = Begun(
+            gid=gid,
+            protocol=new.protocol,
+            branches=new.branches,
+            timeout_ms=new.timeout_ms,
+            key=new.key,
+            body_hash=new.body_hash,
+        )
+        size = sum(len(plan.payload) + 100 for plan in new.branches) + 200
+        try:
+            applied = await self._proposed(entry, size)
+        except NoLeader:
+            self._beginning.discard(gid)
+            raise
+        self._beginning.discard(gid)
+        match applied.verdict:
+            case Verdict.APPLIED if applied.txn is not None:
+                return applied.txn
+            case Verdict.KEY_TAKEN | Verdict.KEY_REUSED if applied.txn is not None:
+                return self._same_body(applied.txn, new)
+            case Verdict.UNKNOWN_PARTICIPANT:
+                raise _unknown_participant(str(applied.detail))
+            case _:
+                # Fenced: another leader's epoch began before this entry was applied.
+                raise NotLeader(f"the transaction was not begun: {applied.verdict.value}")
+
+    @staticmethod
+    def _same_body(holder: Transaction, new: NewTransaction) -> Transaction:
+        if holder.body_hash != new.body_hash:
+            raise Unprocessable(
+                f"this Idempotency-Key names {holder.gid}, which was asked for with another body; nothing was begun",
+                code="idempotency_key_reused",
+            )
+        return holder
+
+    def _check_room(self, new: NewTransaction) -> None:
+        limits = self._limits
+        if self._undecided + len(self._beginning) >= limits.max_in_flight:
+            raise TooMany(
+                f"{limits.max_in_flight} transactions are undecided (max_in_flight); nothing was begun, try later",
+                code="too_many_in_flight",
+            )
+        if len(self._ledger) + len(self._beginning) >= limits.max_retained:
+            raise TooMany(
+                f"{limits.max_retained} transactions are remembered (max_retained); nothing was begun. Room comes as "
+                f"they are forgotten, {limits.retention_s:g} s after their end",
+                code="too_many_retained",
+                retry_after_s=self._config.timing.housekeeping_s,
+            )
+        for plan in new.branches:
+            if plan.participant not in self._ledger.participants:
+                raise _unknown_participant(plan.participant)
+            if self._courier.owed(plan.participant) >= limits.max_owed_per_participant:
+                raise TooMany(
+                    f"participant {plan.participant} has {limits.max_owed_per_participant} messages to answer "
+                    "(max_owed_per_participant); nothing was begun, try again later",
+                    code="participant_backlog",
+                )
+
+    async def wait_decided(self, gid: str, timeout_s: float) -> None:
+        """Return once `gid` is decided in applied state, or after `timeout_s`."""
+        txn = self._ledger.get(gid)
+        if txn is not None and txn.decision is None:
+            await self._wait(self._decided_waiters, gid, timeout_s)
+
+    async def wait_ended(self, gid: str, timeout_s: float) -> None:
+        """Return once `gid` has ended in applied state, or after `timeout_s`."""
+        txn = self._ledger.get(gid)
+        if txn is not None and txn.ended_at is None:
+            running = self._running.get(gid)
+            waiting = self._wait(self._ended_waiters, gid, timeout_s)
+            if running is not None and isinstance(running.wish, Ended):
+                self._send_lazy()
+            await waiting
+
+    async def _wait(self, waiters: dict[str, list[asyncio.Future[None]]], gid: str, timeout_s: float) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiters.setdefault(gid, []).append(future)
+        try:
+            await asyncio.wait_for(future, timeout_s)
+        except TimeoutError:
+            pass  # the caller looks at the transaction, whatever it has come to
+        finally:
+            if not future.done() or future.cancelled():
+                rest = waiters.get(gid)
+                if rest is not None and future in rest:
+                    rest.remove(future)
+                    if not rest:
+                        del waiters[gid]
+
+    async def abort(self, gid: str, reason: str, timeout_s: float) -> Transaction:
+        """Ask for an abort, and return the transaction with the stored decision, whatever it is.
+
+        Raises `NotFound`, `Gone`, `NotLeader`, `NotKnownYet` when it is not decided in time.
+        """
+        self._require_leading()
+        txn = self._ledger.get(gid)
+        if txn is None:
+            raise self._absent(gid)
+        running = self._running.get(gid)
+        if txn.decision is None and running is not None:
+            self._note(running, running.tally.asked_to_abort(reason))
+            await self.wait_decided(gid, timeout_s)
+            txn = self._ledger.get(gid)
+        if txn is None or txn.decision is None:
+            raise NotKnownYet(f"the abort of {gid} was asked for and is not decided yet; look again")
+        return txn
+
+    async def outcome(self, gid: str) -> Decision:
+        """The outcome of `gid`, for a participant in doubt; a leader settles what only it can.
+
+        Raises `NotKnownYet`, `Gone`, `NotFound`, `NotLeader` (another node may know).
+        """
+        knowledge = self._ledger.knowledge(gid)
+        self._revive_participants(gid)
+        match knowledge:
+            case Knowledge.COMMITTED:
+                return Decision.COMMIT
+            case Knowledge.ABORTED:
+                return Decision.ABORT
+            case Knowledge.UNDECIDED:
+                raise NotKnownYet(f"{gid} is not decided yet")
+            case Knowledge.FORGOTTEN | Knowledge.FOREIGN:
+                raise self._absent(gid)
+            case Knowledge.ASK_LEADER:
+                return await self._settle(gid)
+
+    async def _settle(self, gid: str) -> Decision:
+        self._require_leading()
+        parsed = self._ledger.own_gid(gid)
+        if parsed is None or parsed.epoch > self._ledger.epoch or parsed.sequence >= self._next_sequence:
+            raise NotFound(f"{gid} has not been given to any transaction")
+        if gid in self._beginning:
+            raise NotKnownYet(f"{gid} is on its way into the log")
+        entry = Decided(gid=gid, decision=Decision.ABORT, reason="never begun, and asked for by a participant in doubt")
+        applied = await self._proposed(entry, 200)
+        if applied.txn is None or applied.txn.decision is None:
+            raise NotKnownYet(f"{gid} could not be settled: {applied.verdict.value}")
+        return applied.txn.decision
+
+    def _revive_participants(self, gid: str) -> None:
+        """Who asks for an outcome is alive."""
+        running = self._running.get(gid)
+        if running is not None:
+            for branch in running.txn.branches:
+                self._courier.wake(branch.participant)
+
+    def _absent(self, gid: str) -> Exception:
+        knowledge = self._ledger.knowledge(gid)
+        if knowledge is Knowledge.FORGOTTEN:
+            return Gone(f"{gid} has been forgotten, or never was; its retention time is over")
+        if knowledge is Knowledge.FOREIGN:
+            return NotFound(f"{gid!r:.100} is not a gid of cluster {self._config.cluster}")
+        return NotFound(f"there is no transaction {gid}")
+
+    def read(self, gid: str) -> Transaction:
+        """The transaction as applied. Raises `NotFound`, `Gone`; `NotLeader` where this node cannot be sure."""
+        txn = self._ledger.get(gid)
+        if txn is not None and (txn.decision is not None or self.leading):
+            return txn
+        knowledge = self._ledger.knowledge(gid)
+        if knowledge is not Knowledge.FOREIGN:
+            # A follower may be behind: what it does not know yet the leader may.
+            self._require_leading()
+        raise self._absent(gid)
+
+    async def register(self, name: str, url: str, *, batch: bool) -> Participant:
+        """Register a participant, or say that it has moved or come back. Raises `NotLeader`, `TooMany`."""
+        self._require_leading()
+        if name not in self._ledger.participants and len(self._ledger.participants) >= self._limits.max_participants:
+            raise TooMany(
+                f"{self._limits.max_participants} participants are registered (max_participants)",
+                code="too_many_participants",
+            )
+        applied = await self._proposed(Registered(name=name, url=url, batch=batch), 1300)
+        if applied.verdict is not Verdict.APPLIED:
+            raise NotLeader(f"{name} was not registered: {applied.verdict.value}")
+        return self._ledger.participants[name]
+
+    async def unregister(self, name: str) -> None:
+        """Give up a participant's name. Raises `NotFound`, `Conflict` while it is in use, `NotLeader`."""
+        self._require_leading()
+        if name not in self._ledger.participants:
+            raise NotFound(f"no participant {name} is registered")
+        applied = await self._proposed(Unregistered(name=name), 200)
+        match applied.verdict:
+            case Verdict.APPLIED | Verdict.UNCHANGED:
+                return
+            case Verdict.IN_USE:
+                raise Conflict(f"{name} takes part in {applied.detail}, which has not ended; it stays registered")
+            case _:
+                raise NotLeader(f"{name} was not unregistered: {applied.verdict.value}")
+
+    async def leadership_changed(self, timeout_s: float) -> None:
+        """Return when something about leadership has changed, or after `timeout_s`."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._leadership_waiters.append(future)
+        try:
+            await asyncio.wait_for(future, timeout_s)
+        except TimeoutError:
+            pass  # asked for: the caller looks again either way
+        finally:
+            if future in self._leadership_waiters:
+                self._leadership_waiters.remove(future)
+
+    def _require_leading(self) -> None:
+        if self._draining:
+            raise ShuttingDown("this node is stopping, and begins nothing new; nothing was done")
+        if self._epoch is None:
+            raise NotLeader("this node does not lead")
+
+    # -------------------------------------------------------------------------------------------- life
+
+    async def start(self) -> None:
+        """Begin to take part."""
+        self._ledger.on_applied = self.applied
+        await self._log.start(self._ledger, self._leadership)
+        self._housekeep()
+
+    async def drain(self) -> None:
+        """Begin nothing new, and hand leadership over if another node can take it."""
+        self._draining = True
+        if self._log.leadership().is_leader:
+            handed_over = await self._log.transfer()
+            _log.info("leadership %s", "handed over" if handed_over else "could not be handed over")
+
+    async def stop(self) -> None:
+        """Say nothing more, and let go of the log."""
+        self._draining = True
+        self._step_down()
+        if self._housekeeper is not None:
+            self._housekeeper.cancel()
+        await self._courier.close()
+        await self._log.stop()
+
+    # -------------------------------------------------------------------------------------------- leadership
+
+    def _leadership(self, leadership: Leadership) -> None:
+        if self._epoch is not None and not (leadership.is_leader and leadership.term == self._epoch):
+            self._step_down()
+        if leadership.is_leader and self._claimed != leadership.term:
+            self._claim(leadership.term)
+        if not leadership.is_leader:
+            self._claimed = None
+        self._metrics.leader.set(1 if leadership.is_leader else 0)
+        self._wake_leadership_waiters()
+
+    def _wake_leadership_waiters(self) -> None:
+        waiters, self._leadership_waiters = self._leadership_waiters, []
+        for future in waiters:
+            if not future.done():
+                future.set_result(None)
+
+    def _claim(self, term: int) -> None:
+        """Propose the barrier. Its application, in `applied`, is where driving starts."""
+        leadership = self._log.leadership()
+        if not leadership.is_leader or leadership.term != term:
+            return
+        self._claimed = term
+        command = encode_command(Header(epoch=term, at=self._clock.wall_ms()), [TookOver(node=self._config.node)])
+        future = self._log.propose(command)
+        future.add_done_callback(lambda done: self._claim_done(term, done))
+
+    def _claim_done(self, term: int, done: asyncio.Future[object]) -> None:
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error is not None and self._epoch != term:
+            _log.warning("taking over as leader of term %d: %s; trying again", term, error)
+            asyncio.get_running_loop().call_later(RETRY_PROPOSAL_S, self._claim, term)
+
+    def _take_over(self, epoch: int) -> None:
+        """Past the barrier: all that was committed before is applied. Finish what is unfinished."""
+        leadership = self._log.leadership()
+        if not leadership.is_leader or leadership.term != epoch:
+            return
+        self._epoch = epoch
+        self._next_sequence = 0
+        unfinished = list(self._ledger.unfinished.items())
+        _log.info("node %s leads epoch %d; %d transactions to finish", self._config.node, epoch, len(unfinished))
+        for number, txn in unfinished:
+            self._name_participants(number, txn)
+        for _, txn in unfinished:
+            self._adopt(txn)
+        self._wake_leadership_waiters()
+
+    def _step_down(self) -> None:
+        """Forget all soft state. What was decided will be said by the next leader."""
+        if self._epoch is None:
+            return
+        _log.info("node %s no longer leads epoch %d", self._config.node, self._epoch)
+        self._epoch = None
+        self._courier.clear()
+        self._deadlines.clear()
+        self._running.clear()
+        self._undecided = 0
+        self._beginning.clear()
+        self._unfinished_of.clear()
+        waiting, self._outbox, self._lazy = [*self._outbox, *self._lazy], deque(), []
+        for item in waiting:
+            if item.future is not None and not item.future.done():
+                item.future.set_exception(NotLeader("this node lost its leadership; nothing was logged"))
+        self._metrics.in_flight.set(0)
+
+    # -------------------------------------------------------------------------------------------- applied entries
+
+    def applied(self, results: list[Applied]) -> None:
+        """Every entry that the ledger has applied comes through here, on every node, in log order."""
+        for result in results:
+            entry, txn = result.entry, result.txn
+            if result.verdict is not Verdict.APPLIED:
+                self._settle_wish(result)
+                continue
+            match entry:
+                case TookOver():
+                    if entry.node == self._config.node and self._ledger.epoch == self._claimed:
+                        # A TookOver whose fate was unknown was proposed again: it starts the epoch only once.
+                        if self._epoch != self._claimed:
+                            self._take_over(self._ledger.epoch)
+                    elif self._epoch is not None:
+                        self._step_down()
+                case Registered():
+                    if self._epoch is not None:
+                        self._courier.moved(self._ledger.participants[entry.name])
+                case _:
+                    if txn is not None:
+                        self._advanced(txn)
+
+    def _advanced(self, txn: Transaction) -> None:
+        if txn.decision is not None:
+            _resolve(self._decided_waiters, txn.gid)
+            if txn.ended_at is not None:
+                _resolve(self._ended_waiters, txn.gid)
+        if self._epoch is None:
+            return
+        running = self._running.get(txn.gid)
+        if running is None:
+            self._beginning.discard(txn.gid)
+            if txn.ended_at is None:
+                self._name_participants(Gid.parse(txn.gid).number, txn)  # type: ignore[union-attr]  # applied: parses
+                self._adopt(txn)
+            return
+        just_decided = running.txn.decision is None and txn.decision is not None
+        if just_decided:
+            self._undecided -= 1
+            self._metrics.decided(txn)
+        running.txn, running.wish = txn, None
+        if txn.ended_at is not None:
+            del self._running[txn.gid]
+            self._metrics.in_flight.set(len(self._running))
+            self._deadlines.cancel(txn.gid)
+            return
+        if just_decided:
+            self._perform(running)
+        self._consider(running)
+
+    def _settle_wish(self, result: Applied) -> None:
+        """An entry changed nothing. If it was our wish, look at the transaction as it is now."""
+        gid = getattr(result.entry, "gid", None)
+        running = None if gid is None else self._running.get(gid)
+        if running is not None and running.wish == result.entry:
+            running.wish = None
+            self._consider(running)
+
+    def _adopt(self, txn: Transaction) -> None:
+        """Drive this transaction from here on."""
+        running = self._running[txn.gid] = _Running(txn)
+        if txn.decision is None:
+            self._undecided += 1
+            self._metrics.begun.inc()
+        self._metrics.in_flight.set(len(self._running))
+        self._perform(running)
+        self._consider(running)
+
+    def _name_participants(self, number: int, txn: Transaction) -> None:
+        for branch in txn.branches:
+            heapq.heappush(self._unfinished_of.setdefault(branch.participant, []), number)
+
+    def _perform(self, running: _Running) -> None:
+        txn = running.txn
+        expires_s: float | None = None
+        for effect in PROTOCOLS[txn.protocol].owed(txn):
+            match effect:
+                case SetDeadline():
+                    # A date of another node's clock becomes a duration here, and never a longer one than was asked for.
+                    left_ms = min(max(0, effect.at - self._clock.wall_ms()), txn.timeout_ms)
+                    expires_s = self._clock.monotonic_s() + left_ms / 1000
+                    self._deadlines.set(txn.gid, expires_s)
+                case Send():
+                    participant = self._ledger.participants.get(effect.participant)
+                    if participant is None:
+                        _log.critical("%s is owed to %s, which is not registered", txn.gid, effect.participant)
+                        continue
+                    expires = expires_s if isinstance(effect.message, Prepare) else None
+                    self._courier.send(participant, effect.message, expires_s=expires)
+                case Reply():
+                    self._deadlines.cancel(txn.gid)
+
+    # -------------------------------------------------------------------------------------------- soft state
+
+    def _stamp(self, participant: str) -> Stamp:
+        """What letters to `participant` say of this leader; the floor only rises, because unfinished numbers do."""
+        numbers = self._unfinished_of.get(participant, [])
+        while numbers and numbers[0] not in self._ledger.unfinished:
+            heapq.heappop(numbers)
+        floor = str(Gid.of_number(self._config.cluster, numbers[0])) if numbers else None
+        return Stamp(epoch=self._epoch or 0, floor=floor, coordinators=self._coordinators)
+
+    def _heard(self, answers: list[Answer]) -> None:
+        for answer in answers:
+            running = self._running.get(answer.gid)
+            if running is not None:
+                self._note(running, running.tally.heard(answer))
+
+    def _expired(self, gids: list[str]) -> None:
+        for gid in gids:
+            running = self._running.get(gid)
+            if running is not None:
+                running.expired = True
+                self._consider(running)
+
+    def _note(self, running: _Running, tally: Tally) -> None:
+        if tally is not running.tally:
+            running.tally = tally
+            self._consider(running)
+
+    def _consider(self, running: _Running) -> None:
+        """Propose what `decide` wishes, unless it is on its way already."""
+        if running.wish is not None:
+            return
+        txn = running.txn
+        entry = PROTOCOLS[txn.protocol].decide(txn, running.tally, expired=running.expired)
+        if entry is None:
+            return
+        running.wish = entry
+        if isinstance(entry, Ended) and txn.gid not in self._ended_waiters:
+            self._lazy.append(_Waiting(entry, 40))
+            if self._lazy_timer is None:
+                self._lazy_timer = asyncio.get_running_loop().call_later(ENDED_WAITS_S, self._send_lazy)
+        else:
+            results = sum(len(vote.result or b"") for vote in entry.votes) if isinstance(entry, Decided) else 0
+            self._enqueue(_Waiting(entry, 200 + 60 * len(txn.branches) + results))
+
+    # -------------------------------------------------------------------------------------------- proposing
+
+    def _proposed(self, entry: Entry, size: int) -> asyncio.Future[Applied]:
+        future: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
+        self._enqueue(_Waiting(entry, size, future))
+        return future
+
+    def _enqueue(self, item: _Waiting) -> None:
+        self._outbox.append(item)
+        self._schedule_flush()
+
+    def _send_lazy(self) -> None:
+        self._lazy_timer = None
+        if self._lazy:
+            self._schedule_flush()
+
+    def _schedule_flush(self) -> None:
+        if not self._flush_scheduled and self._under_way < COMMANDS_UNDER_WAY:
+            self._flush_scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Everything that waits becomes one command, up to the bound on its size."""
+        self._flush_scheduled = False
+        if self._epoch is None or not (self._outbox or self._lazy):
+            return
+        items: list[_Waiting] = []
+        size = 0
+        for queue in (self._outbox, self._lazy):
+            while queue and size + queue[0].size <= self._limits.max_command_bytes:
+                item = queue.popleft() if isinstance(queue, deque) else queue.pop()
+                size += item.size
+                items.append(item)
+        header = Header(epoch=self._epoch, at=self._clock.wall_ms())
+        self._under_way += 1
+        self._metrics.command_entries.observe(len(items))
+        future = self._log.propose(encode_command(header, [item.entry for item in items]))
+        future.add_done_callback(lambda done: self._flushed(items, done))
+        if self._outbox:
+            self._schedule_flush()
+
+    def _flushed(self, items: list[_Waiting], done: asyncio.Future[object]) -> None:
+        self._under_way -= 1
+        if self._outbox or (self._lazy and self._lazy_timer is None):
+            self._schedule_flush()
+        error = None if done.cancelled() else done.exception()
+        results = done.result() if error is None and not done.cancelled() else None
+        if isinstance(results, list) and len(results) == len(items):
+            for item, result in zip(items, results, strict=True):
+                if item.future is not None and not item.future.done():
+                    item.future.set_result(result)
+            return
+        self._failed(items, error)
+
+    def _failed(self, items: Iterable[_Waiting], error: BaseException | None) -> None:
+        definite = isinstance(error, NotProposed)
+        if error is not None and not isinstance(error, NotProposed | ProposalUnknown):
+            _log.error("the log failed a proposal in a way that it does not promise", exc_info=error)
+        again: list[str] = []
+        for item in items:
+            if item.future is not None:
+                if not item.future.done():
+                    item.future.set_exception(
+                        NoLeader("the log did not take it: no leader; nothing was done, try again")
+                        if definite
+                        else OutcomeUnknown(
+                            "the log did not say in time whether it took this; it may have been done. Ask again with "
+                            "the same Idempotency-Key"
+                        )
+                    )
+            else:
+                again.append(getattr(item.entry, "gid", ""))
+        if again and self._epoch is not None:
+            asyncio.get_running_loop().call_later(RETRY_PROPOSAL_S, self._wish_again, again)
+
+    def _wish_again(self, gids: list[str]) -> None:
+        for gid in gids:
+            running = self._running.get(gid)
+            if running is not None:
+                running.wish = None
+                self._consider(running)
+
+    # -------------------------------------------------------------------------------------------- housekeeping
+
+    def _housekeep(self) -> None:
+        """Forget what is old enough, in bounded pieces."""
+        pause_s = self._config.timing.housekeeping_s
+        if self._epoch is not None and not self._draining:
+            before = self._clock.wall_ms() - int(self._limits.retention_s * 1000)
+            floor = self._ledger.floor
+            found = 0
+            for number, _ in self._ledger.forgettable(before):
+                floor = max(floor, number)
+                found += 1
+                if found == FORGET_AT_ONCE:
+                    pause_s = 0.05
+                    break
+            if found:
+                self._enqueue(_Waiting(Forgotten(floor=floor, before=before), 50))
+        self._metrics.retained.set(len(self._ledger))
+        self._housekeeper = asyncio.get_running_loop().call_later(pause_s, self._housekeep)
+
+
+def _unknown_participant(name: str) -> Unprocessable:
+    return Unprocessable(
+        f"participant {name!r} is not registered; nothing was begun. Register it with PUT /v1/participants/{name}",
+        code="unknown_participant",
+    )
+
+
+def _resolve(waiters: dict[str, list[asyncio.Future[None]]], gid: str) -> None:
+    for future in waiters.pop(gid, ()):
+        if not future.done():
+            future.set_result(None)

@@ -1,0 +1,75 @@
+"""One node, put together around a replicated log: ledger, driver, courier, API. Which log it is, is not its business."""
+
+import asyncio
+import logging
+
+from aiohttp import web
+
+from cluster.replication.clock import Clock
+from cluster.replication.log import ReplicatedLog
+from coordinator.api import Api
+from coordinator.config import NodeConfig, split_address
+from coordinator.courier import Courier
+from coordinator.driver import Driver
+from coordinator.ledger import Ledger
+from coordinator.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+
+class Node:
+    """Life of a node: `start`, then `stop`, which hands over, answers who waits, and only then goes."""
+
+    def __init__(self, config: NodeConfig, log: ReplicatedLog, clock: Clock) -> None:
+        self.config = config
+        self.ledger = Ledger(config.cluster)
+        self.log = log
+        self._clock = clock
+        self._metrics = Metrics()
+        self.driver = Driver(
+            config=config,
+            ledger=self.ledger,
+            log=log,
+            clock=clock,
+            metrics=self._metrics,
+            courier=lambda stamp, heard: Courier(
+                clock=clock,
+                limits=config.limits,
+                timing=config.timing,
+                stamp=stamp,
+                on_answers=heard,
+                token=config.participant_token,
+            ),
+        )
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Listen, and take part. Raises OSError when the port is taken, or what the log raises when it cannot start."""
+        api = Api(
+            config=self.config,
+            driver=self.driver,
+            ledger=self.ledger,
+            log=self.log,
+            clock=self._clock,
+            metrics=self._metrics,
+        )
+        host, port = split_address(self.config.me.api, "api")
+        self._runner = web.AppRunner(
+            api.application(), access_log=None, shutdown_timeout=self.config.timing.stop_grace_s
+        )
+        await self._runner.setup()
+        await web.TCPSite(self._runner, host, port, backlog=1024).start()
+        await self.driver.start()
+        _log.info("node %s of cluster %s listens on %s", self.config.node, self.config.cluster, self.config.me.url)
+
+    async def stop(self) -> None:
+        """Hand leadership over, let those who wait have their answers, and close. Loses nothing: all of it is logged."""
+        try:
+            async with asyncio.timeout(self.config.timing.stop_grace_s):
+                await self.driver.drain()
+        except TimeoutError:
+            _log.warning("leadership could not be handed over in time; another node will take it")
+        if self._runner is not None:
+            # Requests under way are waited for: the new leader's decisions reach this node's ledger and answer them.
+            await self._runner.cleanup()
+        await self.driver.stop()

@@ -1,0 +1,139 @@
+"""Passes a request on to the leader: a client may talk to any node, and never has to follow a redirect.
+
+A request is passed on once. When the leader dies meanwhile, or loses its leadership, the request goes to the next one:
+all requests that come through here may be repeated, because a new transaction carries an idempotency key by then.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+
+from cluster.replication.clock import Clock
+from cluster.replication.log import ReplicatedLog
+from coordinator.config import NodeConfig
+from coordinator.driver import Driver
+from coordinator.errors import NoLeader, NotLeader, OutlastError, ShuttingDown
+
+PASSED_ON: Final = "Outlast-Passed-On"
+"""Header: this request comes from another node, and is not passed on again."""
+
+LEADER_PATIENCE_S: Final = 2.5
+"""How long a request waits for somebody to lead; keeps "503 within 3 s"."""
+
+PASSED_ON_PATIENCE_S: Final = 0.5
+"""The same for a request that another node has passed on, and that will look elsewhere then."""
+
+_LOOK_AGAIN_S: Final = 0.1
+_COPIED: Final = ("Content-Type", "Retry-After", "Location")
+
+
+class _TryNext(Exception):
+    """That node did not deal with the request."""
+
+
+class Relay:
+    """Runs a request here if this node leads, and where the leader is if not."""
+
+    def __init__(self, *, config: NodeConfig, driver: Driver, log: ReplicatedLog, clock: Clock) -> None:
+        self._config = config
+        self._driver = driver
+        self._log = log
+        self._clock = clock
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Give up the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def run(
+        self,
+        request: web.Request,
+        here: Callable[[], Awaitable[web.Response]],
+        *,
+        body: bytes = b"",
+        extra: dict[str, str] | None = None,
+        wait_s: float = 0.0,
+    ) -> web.Response:
+        """The answer of `here`, or of the leader's own `here`.
+
+        body, extra: what the leader is to see; `extra` are headers to add. wait_s: how long the answer may take beyond
+        finding a leader. Raises `NoLeader` when nobody led for `LEADER_PATIENCE_S`.
+        """
+        passed_on = PASSED_ON in request.headers
+        patience_s = PASSED_ON_PATIENCE_S if passed_on else LEADER_PATIENCE_S
+        deadline_s = self._clock.monotonic_s() + patience_s
+        last: OutlastError
+        while True:
+            try:
+                return await here()
+            except (NotLeader, ShuttingDown) as error:
+                last = error
+            leader = self._log.leadership().leader
+            if not passed_on and leader is not None and leader != self._config.node:
+                began_s = self._clock.monotonic_s()
+                try:
+                    return await self._pass_on(request, leader, body, extra or {}, wait_s)
+                except _TryNext:
+                    # Time that a leader spent on the request does not count as time without one.
+                    spent_s = self._clock.monotonic_s() - began_s
+                    deadline_s += spent_s
+                    wait_s = max(0.0, wait_s - spent_s)
+            left_s = deadline_s - self._clock.monotonic_s()
+            if left_s <= 0:
+                if isinstance(last, ShuttingDown):
+                    raise last
+                raise NoLeader("no node leads, or none that this one can reach; nothing was done, try again")
+            await self._driver.leadership_changed(min(left_s, _LOOK_AGAIN_S))
+
+    async def _pass_on(
+        self, request: web.Request, leader: str, body: bytes, extra: dict[str, str], wait_s: float
+    ) -> web.Response:
+        exchange = asyncio.ensure_future(self._exchange(request, leader, body, extra, wait_s))
+        try:
+            while not exchange.done():
+                # A leader that hangs answers nothing, and breaks no connection: look whether it still leads.
+                changed = asyncio.ensure_future(self._driver.leadership_changed(1.0))
+                try:
+                    await asyncio.wait({exchange, changed}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    changed.cancel()
+                if not exchange.done() and self._log.leadership().leader not in (leader, None):
+                    raise _TryNext
+            return exchange.result()
+        finally:
+            exchange.cancel()
+
+    async def _exchange(
+        self, request: web.Request, leader: str, body: bytes, extra: dict[str, str], wait_s: float
+    ) -> web.Response:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+            )
+        headers = CIMultiDict(extra)
+        headers[PASSED_ON] = self._config.node
+        for name in ("Authorization", "Content-Type"):
+            if name in request.headers:
+                headers[name] = request.headers[name]
+        timeout = aiohttp.ClientTimeout(total=wait_s + LEADER_PATIENCE_S, sock_connect=0.5)
+        try:
+            async with self._session.request(
+                request.method,
+                self._config.peer(leader).url + request.raw_path,
+                data=body or None,
+                headers=headers,
+                timeout=timeout,
+                allow_redirects=False,
+            ) as response:
+                answer = await response.read()
+                if response.status == 503 and response.headers.get("Outlast-Code") in ("no_leader", "shutting_down"):
+                    raise _TryNext
+                kept = {name: response.headers[name] for name in _COPIED if name in response.headers}
+                return web.Response(status=response.status, body=answer, headers=kept)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise _TryNext from error

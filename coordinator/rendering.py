@@ -1,0 +1,81 @@
+"""Records as clients see them."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from coordinator.codec import json_value
+from coordinator.ledger import Participant
+from coordinator.protocol.messages import Prepared, ReadOnly, Refused
+from coordinator.protocol.transaction import Branch, Decision, Tally, Transaction, VoteKind
+
+
+def transaction(txn: Transaction, tally: Tally) -> dict[str, Any]:
+    """A transaction; `tally` adds what only the leader has heard."""
+    return {
+        "gid": txn.gid,
+        "protocol": txn.protocol,
+        "state": txn.state.value,
+        "decision": None if txn.decision is None else txn.decision.value,
+        "reason": txn.reason,
+        "retryable": txn.retryable,
+        "epoch": txn.epoch,
+        "branches": [_branch(txn, branch, tally) for branch in txn.branches],
+        "started_at": _date(txn.started_at),
+        "decided_at": _date(txn.decided_at),
+        "ended_at": _date(txn.ended_at),
+    }
+
+
+def _branch(txn: Transaction, branch: Branch, tally: Tally) -> dict[str, Any]:
+    vote = tally.votes.get(branch.name)
+    reason, result = branch.reason, branch.result
+    if isinstance(vote, Refused):
+        reason = vote.reason
+    elif isinstance(vote, Prepared | ReadOnly):
+        result = vote.result
+    rendered: dict[str, Any] = {
+        "branch": branch.name,
+        "participant": branch.participant,
+        "state": branch_state(txn, branch, tally),
+        "reason": reason,
+    }
+    if branch.vote is VoteKind.REFUSED or isinstance(vote, Refused):
+        rendered["retryable"] = vote.retryable if isinstance(vote, Refused) else branch.retryable
+    if result is not None:
+        rendered["result"] = json_value(result)
+    claimed = branch.contradiction or tally.contradictions.get(branch.name)
+    if claimed is not None:
+        rendered["heuristic"] = claimed
+        rendered["reason"] = f"the participant says that the branch is {claimed}, against the decision"
+    return rendered
+
+
+def branch_state(txn: Transaction, branch: Branch, tally: Tally) -> str:
+    """How far a branch is, in one word."""
+    if txn.decision is None:
+        match tally.votes.get(branch.name):
+            case Prepared():
+                return "prepared"
+            case ReadOnly():
+                return "read_only"
+            case Refused():
+                return "refused"
+            case _:
+                return "preparing"
+    if branch.vote is VoteKind.READ_ONLY or branch.vote is VoteKind.REFUSED:
+        return branch.vote.value
+    finished = txn.ended_at is not None or branch.name in tally.acked
+    if txn.decision is Decision.COMMIT:
+        return "committed" if finished else "committing"
+    return "aborted" if finished else "aborting"
+
+
+def participant(record: Participant) -> dict[str, Any]:
+    """A participant's registration."""
+    return {"name": record.name, "url": record.url, "batch": record.batch}
+
+
+def _date(at_ms: int | None) -> str | None:
+    if at_ms is None:
+        return None
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
