@@ -6,7 +6,10 @@ Nothing in this package knows what a transaction is, and it imports nothing of o
 |---|---|
 | `log.py` | what a replicated log promises |
 | `raft.py` | the same, over pysyncobj: the only importer of it |
+| `guard.py` | what stands between the wire and pysyncobj, so that nothing acknowledged is lost |
 | `transport.py` | the wire between nodes |
-| `memory.py` | the same promises in one process: tests and the unreplicated baseline |
+| `term.py` | term and vote, durably |
+| `memory.py` | the same promises in one process, in memory: tests |
+| `solo.py` | the same, on one disk: the unreplicated baseline |
 | `clock.py` | where time comes from |
 """

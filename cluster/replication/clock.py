@@ -20,7 +20,9 @@ class SystemClock:
     """The machine's own clocks."""
 
     def monotonic_s(self) -> float:
+        """Read CLOCK_MONOTONIC."""
         return time.monotonic()
 
     def wall_ms(self) -> int:
+        """Read CLOCK_REALTIME."""
         return time.time_ns() // 1_000_000

@@ -1,0 +1,851 @@
+"""A `ReplicatedLog` over pysyncobj: Raft's elections, terms and commit rule are its, all around them is ours.
+
+This is the only file that imports pysyncobj, and it leans on the insides of one exact version; a test fails loudly
+when they change. What we put in the place of its own:
+
+| of pysyncobj | here |
+|---|---|
+| its thread and poller | the event loop: a *turn* when a message or a proposal has arrived, and on a timer |
+| its transport (pickle) | `Transport`, by way of `_Adapter` |
+| its journal's creation | a property, so that its constructor finds the journal we were given |
+| sending entries | `Replica` sends when nothing is outstanding to a follower, and then all that has come since |
+| its commands (pickled calls) | opaque bytes: `_applyCommand(bytes, callback, REGULAR)`, applied by the state machine |
+| forwarding commands to the leader | refused: a proposal off the leader is `NotProposed` |
+| its snapshots | none, and none are taken from others |
+
+**A turn** is one call of its `_onTick`: campaign if the deadline has passed, commit what a majority holds, apply,
+take what was proposed into the log; then we send. Messages are handled as they arrive, turns are coalesced with
+`call_soon`. Nothing in a turn runs code of others except `StateMachine.apply`: proposers hear through futures,
+`on_leadership` through `call_soon`.
+
+**After a stall** (the loop stood still, or the machine did) what peers have said meanwhile waits in the sockets.
+Judging the election deadline before reading it would depose a healthy leader, so a late turn lets the loop read
+first.
+
+**Whoever loses leadership** answers its open proposals at the end of the same turn: by then all that is known to be
+committed has been applied, and what never entered the log has been refused; nobody knows about the rest.
+"""
+
+import asyncio
+import logging
+import operator
+import queue
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from pysyncobj import syncobj as stock
+from pysyncobj.config import FAIL_REASON, SERIALIZER_STATE, SyncObjConf
+from pysyncobj.journal import FileJournal, MemoryJournal
+from pysyncobj.node import Node
+from pysyncobj.transport import Transport as StockTransport
+
+from cluster.replication.clock import Clock, SystemClock
+from cluster.replication.guard import Guard, Message
+from cluster.replication.log import MAX_COMMAND_BYTES, Leadership, NotProposed, OnFatal, ProposalUnknown, StateMachine
+from cluster.replication.term import TermFile
+from cluster.replication.transport import Handlers, Transport
+
+_log = logging.getLogger(__name__)
+
+_REGULAR: Final = 0
+_NO_OP: Final = 1
+
+_ENTRY_OVERHEAD_BYTES = 32
+_MESSAGE_OVERHEAD_BYTES = 256
+
+_READS_BEFORE_A_LATE_TURN = 2
+"""Turns of the event loop: the first may run before the sockets are polled, the second cannot."""
+
+_NOT_IN_THE_LOG = frozenset({FAIL_REASON.QUEUE_FULL, FAIL_REASON.MISSING_LEADER, FAIL_REASON.REQUEST_DENIED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaftSettings:
+    """Times and limits of a `RaftLog`; the same on every node of a cluster."""
+
+    heartbeat_s: float = 0.05
+    """How often a leader speaks to every follower at least."""
+    election_min_s: float = 0.25
+    """The first node (by id) campaigns when it has heard from no leader for this long, at least ..."""
+    election_spread_s: float = 0.07
+    """... and at most for this much longer, at random ..."""
+    election_step_s: float = 0.1
+    """... and each further node this much later than the one before it: windows do not overlap."""
+    death_step_s: float = 0.05
+    """When the leader's process is known to be dead, survivors campaign this far apart."""
+    leader_fallback_s: float = 1.0
+    """A leader that has heard from no majority for this long no longer leads."""
+    tick_s: float = 0.01
+    """How often time is looked at; and how long followers may lag behind a commit when nothing else is sent."""
+    stall_s: float = 0.05
+    """A turn that comes this late reads the sockets first."""
+    proposal_timeout_s: float = 2.5
+    """A proposal ends in `ProposalUnknown` after this."""
+    transfer_timeout_s: float = 2.0
+    max_command_bytes: int = MAX_COMMAND_BYTES
+    proposals_max: int = 100_000
+    """How many proposals may be open."""
+    append_bytes_max: int = 1024 * 1024
+    """A message to a follower takes no further entry once it holds this many bytes of commands."""
+    append_entries_max: int = 4096
+    apply_entries_max: int = 1000
+    """How many entries are applied before the loop gets its turn."""
+
+    def __post_init__(self) -> None:
+        assert 0 < self.tick_s < self.heartbeat_s < self.election_min_s / 3
+        assert self.tick_s < self.stall_s < self.election_min_s
+        assert 0 < self.election_spread_s < self.election_step_s
+        assert 0 < self.death_step_s < self.election_step_s
+        assert self.leader_fallback_s > self.election_min_s
+        assert self.proposal_timeout_s > self.leader_fallback_s
+        assert self.transfer_timeout_s > 0
+        assert min(self.max_command_bytes, self.proposals_max, self.append_bytes_max) >= 1
+        assert min(self.append_entries_max, self.apply_entries_max) >= 1
+
+    @property
+    def message_bytes_max(self) -> int:
+        """The largest message that these settings can lead to."""
+        commands = self.append_bytes_max + self.max_command_bytes
+        return commands + self.append_entries_max * _ENTRY_OVERHEAD_BYTES + _MESSAGE_OVERHEAD_BYTES
+
+
+class Journal(Protocol):
+    """What pysyncobj asks of a journal, in its words: a list of (command, index, term), and the node's term and vote.
+
+    What a method changes must be as durable as the journal promises when it returns.
+    """
+
+    def add(self, command: bytes, idx: int, term: int) -> None:
+        """Append one entry."""
+        ...
+
+    def clear(self) -> None:
+        """Forget all entries."""
+        ...
+
+    def deleteEntriesFrom(self, entryFrom: int) -> None:
+        """Keep only the first `entryFrom` entries."""
+        ...
+
+    def deleteEntriesTo(self, entryTo: int) -> None:
+        """Forget the first `entryTo` entries."""
+        ...
+
+    def __getitem__(self, item: Any) -> Any:
+        """An entry by position, or a list of them by slice."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def setRaftCommitIndex(self, raftCommitIndex: int) -> None:
+        """Take note of what is committed; it need not be durable."""
+        ...
+
+    def getRaftCommitIndex(self) -> int:
+        """What is known to be committed; never more than is in the journal. 1 if nothing is known."""
+        ...
+
+    def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None:
+        """Store term and vote; durable on return."""
+        ...
+
+    def getCurrentTerm(self) -> int:
+        """The term last stored, 0 if none."""
+        ...
+
+    def getVotedForNodeId(self) -> str | None:
+        """The vote last stored."""
+        ...
+
+    def onOneSecondTimer(self) -> None:
+        """Called about once a second."""
+        ...
+
+    def _destroy(self) -> None:
+        """Release files."""
+        ...
+
+
+JournalFactory = Callable[[], Journal]
+"""Opens a journal; called once, on a thread of its own, for it may read much."""
+
+
+def memory_journal() -> Journal:
+    """A journal that is gone with the process: for tests, and for measuring what disks cost."""
+    journal: Journal = MemoryJournal()
+    return journal
+
+
+def file_journal(folder: Path) -> JournalFactory:
+    """A journal in `folder` that outlives its process. Term and vote outlive a power failure, entries need not."""
+
+    def opened() -> Journal:
+        folder.mkdir(parents=True, exist_ok=True)
+        journal: Journal = _FileJournal(folder)
+        return journal
+
+    return opened
+
+
+def _ignored(owner: object, made: object) -> None:
+    """The setter of a property in whose place a constructor of pysyncobj puts something of its own."""
+    del owner, made
+
+
+class _FileJournal(FileJournal):  # type: ignore[misc] # pysyncobj has no types
+    """pysyncobj's own file of entries, with our file for term and vote: its own is pickled, and not synced.
+
+    The commit index is not kept. Raft learns it anew from the next leader, and one that ran ahead of a log that lost
+    its end would commit whatever comes there next.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._terms = TermFile(folder / "term.json")
+        super().__init__(str(folder / "journal.bin"))
+
+    # Its constructor makes its own store of term and vote here, and reads it: it finds this object in its place.
+    _FileJournal__metaStorer = property(lambda self: self, _ignored)
+
+    def getMeta(self) -> dict[str, Any]:
+        term, vote = self._terms.load()
+        return {"currentTerm": term, "votedForNodeId": vote}
+
+    def storeMeta(self, meta: dict[str, Any]) -> None:
+        self._terms.store(meta["currentTerm"], meta["votedForNodeId"])
+
+    def setRaftCommitIndex(self, raftCommitIndex: int) -> None:
+        pass
+
+    def getRaftCommitIndex(self) -> int:
+        return 1
+
+    def onOneSecondTimer(self) -> None:
+        pass
+
+
+class _Peer(Node):  # type: ignore[misc] # pysyncobj has no types
+    """A node of the cluster. Its rank is its place among all ids, and its hash: sets of nodes then have one order."""
+
+    def __init__(self, node: str, rank: int) -> None:
+        super().__init__(node, rank=rank)
+
+    __eq__ = Node.__eq__
+
+    def __hash__(self) -> int:
+        rank: int = self.rank
+        return rank
+
+
+class _Adapter(StockTransport):  # type: ignore[misc] # pysyncobj has no types
+    """Our transport, as pysyncobj sends by it. What arrives goes to `Replica.receive`, with its sender's term."""
+
+    def __init__(self, transport: Transport) -> None:
+        super().__init__(None, None, ())
+        self._transport = transport
+        self._replica: Replica | None = None
+
+    def serve(self, replica: "Replica") -> None:
+        self._replica = replica
+
+    def send(self, node: Node, message: Message) -> bool:
+        assert self._replica is not None
+        return self._transport.send(node.id, self._replica.raftCurrentTerm, message)
+
+
+class _NoSnapshots:
+    """In the place of pysyncobj's serializer: there are no snapshots, and none are taken from others."""
+
+    def checkSerializing(self) -> tuple[int, None]:
+        return SERIALIZER_STATE.NOT_SERIALIZING, None
+
+    def serialize(self, data: object, id_: object) -> None:
+        raise NotImplementedError("there are no snapshots")
+
+    def deserialize(self) -> object:
+        raise NotImplementedError("there are no snapshots")
+
+    def getTransmissionData(self, transmission: object) -> None:
+        del transmission
+
+    def setTransmissionData(self, data: object) -> bool:
+        del data
+        _log.error("refused a piece of a snapshot")
+        return False
+
+    def cancelTransmisstion(self, transmission: object) -> None:
+        pass
+
+
+class _NoPoller:
+    """In the place of pysyncobj's poller: the event loop polls."""
+
+    def poll(self, timeout: float) -> None:
+        pass
+
+
+class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
+    """pysyncobj's node, guarded, and with our way of sending and applying. Itself a `LogView`."""
+
+    def __init__(
+        self,
+        *,
+        node: _Peer,
+        peers: list[_Peer],
+        adapter: _Adapter,
+        journal: Journal,
+        guard: Guard,
+        apply: Callable[[bytes], object],
+        settings: RaftSettings,
+    ) -> None:
+        self._journal = journal
+        self._guard = guard
+        self._apply = apply
+        self._settings = settings
+        self._peers = peers
+        self._outstanding: dict[str, int] = {}
+        """Per follower the last entry that was sent and not yet answered."""
+        self._told_commit: dict[str, int] = {}
+        adapter.serve(self)
+        minimum_s = settings.election_min_s + node.rank * settings.election_step_s
+        conf = SyncObjConf(
+            autoTick=False,
+            appendEntriesPeriod=settings.heartbeat_s,
+            raftMinTimeout=minimum_s,
+            raftMaxTimeout=minimum_s + settings.election_spread_s,
+            connectionTimeout=minimum_s + settings.election_spread_s,  # its own transport's; it checks the relation
+            leaderFallbackTimeout=settings.leader_fallback_s,
+            # A proposal made without a leader would otherwise be applied seconds later under another one.
+            commandsWaitLeader=False,
+            commandsQueueSize=settings.proposals_max,
+            dynamicMembershipChange=False,
+            # Batching here means: taking a command into the log does not send it. `send_eagerly` does.
+            appendEntriesUseBatch=True,
+            # Above it commands would go in pieces, which lose their last byte and are not on our wire.
+            appendEntriesBatchSizeBytes=settings.max_command_bytes * 4,
+            logCompactionMinEntries=2**62,
+            logCompactionMinTime=2**62,
+            useFork=False,
+        )
+        super().__init__(node, peers, conf=conf, nodeClass=_Peer, transport=adapter)
+        self._SyncObj__serializer = _NoSnapshots()
+        self._poller = _NoPoller()
+
+    _SyncObj__raftElectionDeadline: float
+
+    # Its constructor makes a journal here, and goes on with what it finds here: ours.
+    _SyncObj__raftLog = property(operator.attrgetter("_journal"), _ignored)
+
+    # What the guard may know.
+
+    @property
+    def term(self) -> int:
+        """Its current term."""
+        term: int = self._SyncObj__raftCurrentTerm
+        return term
+
+    @property
+    def commit_index(self) -> int:
+        """The last entry that it knows to be committed."""
+        index: int = self._SyncObj__raftCommitIndex
+        return index
+
+    @property
+    def applied_index(self) -> int:
+        """The last entry that it has applied."""
+        index: int = self._SyncObj__raftLastApplied
+        return index
+
+    @property
+    def last_index(self) -> int:
+        """The last entry of its log."""
+        index: int = self._journal[-1][1]
+        return index
+
+    def term_at(self, index: int) -> int | None:
+        """The term of its entry at `index`, None where it has none."""
+        position = index - self._journal[0][1]
+        if not 0 <= position < len(self._journal):
+            return None
+        term: int = self._journal[position][2]
+        return term
+
+    # What arrives.
+
+    def receive(self, sender: _Peer, sender_term: int, message: Message) -> None:
+        """Handle one message, as far as the guard lets it. Raises what must stop the node."""
+        kind = message["type"]
+        if kind == "append_entries":
+            verdict = self._guard.append(message, self)
+            self._SyncObj__onMessageReceived(sender, verdict.message)
+            if verdict.confirmed_index is not None:
+                self._SyncObj__sendNextNodeIdx(sender, nextNodeIdx=verdict.confirmed_index + 1, success=True)
+        elif kind == "next_node_idx":
+            if self._isLeader() and self._guard.counts_acknowledgement(message, sender_term, self):
+                self._acknowledged(sender, message)
+        elif kind != "response_vote" or self._guard.counts_vote(message, sender.id):
+            self._SyncObj__onMessageReceived(sender, message)
+
+    def _acknowledged(self, sender: _Peer, message: Message) -> None:
+        next_index = self._SyncObj__raftNextIndex
+        sent_up_to = next_index[sender]
+        self._SyncObj__onMessageReceived(sender, message)
+        if not message["reset"]:
+            # It goes back to what is acknowledged, and would send again all that is under way.
+            next_index[sender] = max(next_index[sender], sent_up_to)
+        outstanding = self._outstanding.get(sender.id)
+        if outstanding is not None and (
+            message["reset"] or (message["success"] and message["next_node_idx"] > outstanding)
+        ):
+            del self._outstanding[sender.id]
+
+    def connect(self, peer: _Peer) -> None:
+        """There is a connection to `peer`."""
+        self._SyncObj__onNodeConnected(peer)
+
+    def disconnect(self, peer: _Peer) -> None:
+        """There is none any more."""
+        self._SyncObj__onNodeDisconnected(peer)
+        # Whether it arrived is told by the answer to the next heartbeat.
+        self._outstanding.pop(peer.id, None)
+
+    def is_connected(self, peer: _Peer) -> bool:
+        """Whether there is one."""
+        connected: bool = self.isNodeConnected(peer)
+        return connected
+
+    def campaign_within(self, delay_s: float) -> None:
+        """The leader is known to be dead: do not wait for the election timeout."""
+        soon_s = stock.monotonicTime() + delay_s
+        self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, soon_s)
+
+    # What is sent.
+
+    def send_eagerly(self) -> None:
+        """Send what is new to each follower that has answered all it was sent."""
+        last = self.last_index
+        for peer in self._peers:
+            if peer.id not in self._outstanding and self._SyncObj__raftNextIndex[peer] <= last:
+                self._append_to(peer)
+
+    def tell_commits(self) -> None:
+        """Tell followers what is committed, where no entries have told them."""
+        for peer in self._peers:
+            if peer.id not in self._outstanding and self._told_commit.get(peer.id) != self.commit_index:
+                self._append_to(peer)
+
+    def match_index(self, peer: _Peer) -> int:
+        """Up to where this follower is known to hold the leader's log."""
+        index: int = self._SyncObj__raftMatchIndex.get(peer, 0)
+        return index
+
+    def _SyncObj__sendAppendEntries(self) -> None:
+        """The heartbeat."""
+        self._SyncObj__newAppendEntriesTime = stock.monotonicTime() + self._settings.heartbeat_s
+        for peer in self._peers:
+            self._append_to(peer)
+
+    def _SyncObj__onBecomeLeader(self) -> None:
+        self._outstanding.clear()
+        self._told_commit.clear()
+        super()._SyncObj__onBecomeLeader()
+
+    def _append_to(self, peer: _Peer) -> None:
+        """One message: all that is new, or none of it while an answer is outstanding."""
+        if not self.is_connected(peer):
+            return
+        first = self._journal[0][1]
+        next_index = self._SyncObj__raftNextIndex[peer]
+        if next_index <= first:
+            _log.error("%s needs entries from %d on, but the log begins with %d", peer, next_index, first)
+            return
+        _command, previous, previous_term = self._journal[next_index - 1 - first]
+        entries: list[tuple[bytes, int, int]] = []
+        if peer.id not in self._outstanding:
+            begin = next_index - first
+            entries = self._journal[begin : begin + self._settings.append_entries_max]
+            size = 0
+            for count, (command, _index, _term) in enumerate(entries, start=1):
+                size += len(command)
+                if size >= self._settings.append_bytes_max:
+                    entries = entries[:count]
+                    break
+        message = {
+            "type": "append_entries",
+            "term": self.term,
+            "commit_index": self.commit_index,
+            "prevLogIdx": previous,
+            "prevLogTerm": previous_term,
+            "entries": entries,
+        }
+        if self._SyncObj__transport.send(peer, message):
+            self._told_commit[peer.id] = self.commit_index
+            if entries:
+                self._outstanding[peer.id] = entries[-1][1]
+                self._SyncObj__raftNextIndex[peer] = entries[-1][1] + 1
+
+    # What is proposed and applied.
+
+    def _checkCommandsToApply(self) -> None:
+        if self._isLeader():
+            super()._checkCommandsToApply()
+            return
+        # It would forward them to the leader, which might run them long after we have given up.
+        while True:
+            try:
+                _command, callback = self._SyncObj__commandsQueue.get_nowait()
+            except queue.Empty:
+                return
+            callback(None, FAIL_REASON.MISSING_LEADER)
+
+    def _SyncObj__applyLogEntries(self) -> bool:
+        # In slices: replaying a long log in one go would silence this node for longer than its followers wait.
+        known = self.commit_index
+        self._SyncObj__raftCommitIndex = min(known, self.applied_index + self._settings.apply_entries_max)
+        try:
+            more: bool = super()._SyncObj__applyLogEntries()
+        finally:
+            self._SyncObj__raftCommitIndex = known
+        return more
+
+    def _SyncObj__doApplyCommand(self, command: bytes) -> object:
+        # Its own would unpickle the others: changes of membership and of code version.
+        kind = command[0]
+        if kind == _REGULAR:
+            return self._apply(command[1:])
+        if kind != _NO_OP:
+            _log.error("ignored a command of unknown type %d in the log", kind)
+        return None
+
+
+class RaftLog:
+    """One node of a replicated log.
+
+    `peers` are the ids of the other nodes; `transport` connects to exactly these. `journal` opens this node's journal
+    (`file_journal(folder)`, `memory_journal`). When anything fails that must not be survived (`apply` raises, the
+    journal cannot be written, logs have diverged), the node goes silent for good: it leaves the network, its open
+    proposals end in `ProposalUnknown`, and `on_fatal` hears why; the process should then end.
+    """
+
+    _replica_type = Replica
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        peers: Iterable[str],
+        transport: Transport,
+        journal: JournalFactory,
+        settings: RaftSettings | None = None,
+        clock: Clock | None = None,
+        guard: Guard | None = None,
+        on_fatal: OnFatal | None = None,
+    ) -> None:
+        self._node = node
+        self._settings = settings or RaftSettings()
+        ids = sorted({*peers, node})
+        everyone = {id_: _Peer(id_, rank) for rank, id_ in enumerate(ids)}
+        self._self = everyone.pop(node)
+        self._peers = everyone
+        self._transport = transport
+        self._open_journal = journal
+        self._clock = clock or SystemClock()
+        self._guard = guard or Guard()
+        self._on_fatal = on_fatal
+        self._replica: Replica | None = None
+        self._on_leadership: Callable[[Leadership], None] | None = None
+        self._told: Leadership | None = None
+        self._open: dict[asyncio.Future[object], float] = {}
+        """Open proposals and when they time out, oldest first."""
+        self._orphaned = False
+        self._transferring = False
+        self._ended: str | None = "not started"
+        self._leaving: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._woken = False
+        self._turned_s = 0.0
+        self._reads_owed = 0
+        self._watchers: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        assert transport.frame_bytes_max >= self._settings.message_bytes_max
+
+    @property
+    def node(self) -> str:
+        """This node's id."""
+        return self._node
+
+    async def start(self, machine: StateMachine, on_leadership: Callable[[Leadership], None]) -> None:
+        """Open the journal, listen, and begin. Raises OSError, `TermFileBroken`."""
+        assert self._replica is None, "a log starts once"
+        self._on_leadership = on_leadership
+        journal = await asyncio.get_running_loop().run_in_executor(None, self._open_journal)
+        self._replica = self._replica_type(
+            node=self._self,
+            peers=list(self._peers.values()),
+            adapter=_Adapter(self._transport),
+            journal=journal,
+            guard=self._guard,
+            apply=machine.apply,
+            settings=self._settings,
+        )
+        handlers = Handlers(
+            message=self._received,
+            connected=self._connected,
+            disconnected=self._disconnected,
+            refused=self._refused,
+        )
+        self._ended = None
+        try:
+            await self._transport.start(handlers)
+        except OSError:
+            await self.stop()
+            raise
+        self._turned_s = self._clock.monotonic_s()
+        self._tell()
+        self._on_timer()
+
+    def propose(self, command: bytes) -> asyncio.Future[object]:
+        """Ask for `command` to be committed; known to have ended after `proposal_timeout_s` at the latest."""
+        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        replica = self._replica
+        refusal = self._refusal(command)
+        if refusal is not None or replica is None:
+            future.set_exception(NotProposed(refusal))
+            return future
+        self._open[future] = self._clock.monotonic_s() + self._settings.proposal_timeout_s
+        replica._applyCommand(command, partial(self._answered, future), _REGULAR)
+        self._wake()
+        return future
+
+    def leadership(self) -> Leadership:
+        """Who leads, as this node knows it now."""
+        replica = self._replica
+        if replica is None:
+            return Leadership(term=0, leader=None, is_leader=False)
+        if self._ended is not None:
+            return Leadership(term=replica.term, leader=None, is_leader=False)
+        leader = replica._getLeader()
+        return Leadership(
+            term=replica.term, leader=None if leader is None else leader.id, is_leader=bool(replica._isLeader())
+        )
+
+    def reachable(self) -> frozenset[str]:
+        """Ids of the other nodes that this one is connected to."""
+        return frozenset() if self._ended is not None else self._transport.connected()
+
+    async def transfer(self) -> bool:
+        """Hand leadership over: no proposals are taken meanwhile, and what is open is ended first.
+
+        False if this node does not lead, nobody can take over, or `transfer_timeout_s` has passed; then it goes on.
+        """
+        replica = self._replica
+        if replica is None or self._transferring or not self.leadership().is_leader:
+            return False
+        self._transferring = True
+        try:
+            async with asyncio.timeout(self._settings.transfer_timeout_s):
+                await self._until(lambda: self._successor() is not None or not self.leadership().is_leader)
+                successor = self._successor()
+                if successor is None:
+                    return False
+                replica.transferLeadership(successor)
+                await self._until(self._has_another_leader)
+                return self._has_another_leader()
+        except TimeoutError:
+            return False
+        finally:
+            self._transferring = False
+
+    async def stop(self) -> None:
+        """Stop taking part, and release sockets and files. Futures still open end in `ProposalUnknown`."""
+        if self._ended == "stopped":
+            return
+        self._end("stopped")
+        if self._leaving is not None:
+            await self._leaving
+        await self._transport.stop()
+        if self._replica is not None:
+            self._replica.destroy()
+
+    def _refusal(self, command: bytes) -> str | None:
+        """Why this command cannot be taken."""
+        if self._ended is not None or self._replica is None:
+            return f"{self._node} does not run: {self._ended}"
+        if not self._replica._isLeader():
+            return f"{self._node} does not lead"
+        if self._transferring:
+            return f"{self._node} hands leadership over"
+        if len(command) > self._settings.max_command_bytes:
+            return f"{len(command)} bytes; the limit is {self._settings.max_command_bytes}"
+        if len(self._open) >= self._settings.proposals_max:
+            return f"{self._settings.proposals_max} proposals are open already"
+        return None
+
+    def _answered(self, future: asyncio.Future[object], result: object, reason: int) -> None:
+        """How pysyncobj answers a proposal. Must not raise: it would apply the entry a second time."""
+        self._open.pop(future, None)
+        if future.done():
+            return
+        if reason == FAIL_REASON.SUCCESS:
+            future.set_result(result)
+        elif reason in _NOT_IN_THE_LOG:
+            future.set_exception(NotProposed(f"{self._node} no longer leads"))
+        else:
+            future.set_exception(ProposalUnknown(f"pysyncobj's reason is {reason}"))
+
+    # What the transport tells.
+
+    def _received(self, peer: str, term: int, message: Message) -> None:
+        if self._ended is not None or self._replica is None:
+            return
+        try:
+            self._replica.receive(self._peers[peer], term, message)
+        except Exception as error:  # noqa: BLE001 - whatever it is, this node must stop
+            self._fail(error)
+            return
+        self._tell()
+        self._wake()
+
+    def _connected(self, peer: str) -> None:
+        assert self._replica is not None
+        self._replica.connect(self._peers[peer])
+        self._wake()
+
+    def _disconnected(self, peer: str) -> None:
+        assert self._replica is not None
+        self._replica.disconnect(self._peers[peer])
+
+    def _refused(self, peer: str) -> None:
+        """If this was the leader: elect another, the survivors one after the other."""
+        if self._ended is not None or self._replica is None or self.leadership().leader != peer:
+            return
+        rank = sum(1 for id_ in self._peers if id_ != peer and id_ < self._node)
+        self._replica.campaign_within(rank * self._settings.death_step_s)
+        self._wake()
+
+    # Turns.
+
+    def _wake(self) -> None:
+        if not self._woken:
+            self._woken = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _on_timer(self) -> None:
+        if self._ended is not None or self._replica is None:
+            return
+        self._timer = asyncio.get_running_loop().call_later(self._settings.tick_s, self._on_timer)
+        now_s = self._clock.monotonic_s()
+        late = []
+        for future, deadline_s in self._open.items():
+            if deadline_s > now_s:
+                break
+            late.append(future)
+        for future in late:
+            del self._open[future]
+            if not future.done():
+                future.set_exception(ProposalUnknown(f"no majority within {self._settings.proposal_timeout_s} s"))
+        if self._replica._isLeader():
+            self._replica.tell_commits()
+        self._wake()
+
+    def _turn(self) -> None:
+        self._woken = False
+        replica = self._replica
+        if self._ended is not None or replica is None:
+            return
+        now_s = self._clock.monotonic_s()
+        if now_s - self._turned_s > self._settings.stall_s:
+            self._reads_owed = _READS_BEFORE_A_LATE_TURN
+        self._turned_s = now_s
+        if self._reads_owed:
+            self._reads_owed -= 1
+            self._wake()
+            return
+        try:
+            replica.doTick()
+            if replica._isLeader():
+                replica.send_eagerly()
+        except Exception as error:  # noqa: BLE001 - whatever it is, this node must stop
+            self._fail(error)
+            return
+        self._tell()
+        if self._orphaned:
+            self._orphaned = False
+            self._abandon("this node no longer leads")
+        if replica.commit_index > replica.applied_index:
+            self._wake()
+        elif not self._peers and replica.commit_index < replica.last_index and replica._isLeader():
+            self._wake()  # no answer of a follower will
+        for condition, future in self._watchers:
+            if not future.done() and condition():
+                future.set_result(None)
+
+    def _tell(self) -> None:
+        """Report a change of leadership, and note its loss."""
+        now = self.leadership()
+        if now == self._told:
+            return
+        if self._told is not None and self._told.is_leader:
+            self._orphaned = True
+        self._told = now
+        if self._on_leadership is not None:
+            asyncio.get_running_loop().call_soon(self._on_leadership, now)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Wait for the end of a turn in which `condition` holds."""
+        if condition():
+            return
+        watcher = (condition, asyncio.get_running_loop().create_future())
+        self._watchers.append(watcher)
+        try:
+            await watcher[1]
+        finally:
+            self._watchers.remove(watcher)
+
+    def _has_another_leader(self) -> bool:
+        return self.leadership().leader not in (None, self._node)
+
+    def _successor(self) -> _Peer | None:
+        """A follower that holds all of this leader's log, nothing in it being open."""
+        replica = self._replica
+        if replica is None or not self.leadership().is_leader:
+            return None
+        if self._open or replica.applied_index != replica.last_index:
+            return None
+        ready = [
+            peer
+            for peer in self._peers.values()
+            if replica.is_connected(peer) and replica.match_index(peer) == replica.last_index
+        ]
+        return ready[0] if ready else None
+
+    # The end.
+
+    def _abandon(self, why: str) -> None:
+        abandoned, self._open = self._open, {}
+        for future in abandoned:
+            if not future.done():
+                future.set_exception(ProposalUnknown(why))
+
+    def _end(self, why: str) -> None:
+        """Neither act nor speak from here on."""
+        self._ended = why
+        if self._timer is not None:
+            self._timer.cancel()
+        self._tell()
+        self._abandon(f"the node has ended: {why}")
+        for _condition, future in self._watchers:
+            if not future.done():
+                future.set_result(None)
+
+    def _fail(self, error: Exception) -> None:
+        """Go silent for good, and say so."""
+        if self._ended is not None:
+            return
+        loop = asyncio.get_running_loop()
+        _log.critical("%s: this node must stop", self._node, exc_info=error)
+        self._end(f"failed: {error!r}")
+        self._leaving = loop.create_task(self._transport.stop())
+        if self._on_fatal is not None:
+            loop.call_soon(self._on_fatal, error)
