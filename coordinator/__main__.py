@@ -10,11 +10,11 @@ from pathlib import Path
 import uvloop
 
 from cluster.replication.clock import SystemClock
-from cluster.replication.log import ReplicatedLog
-from cluster.replication.raft import RaftLog, RaftSettings
+from cluster.replication.log import OnFatal, ReplicatedLog
+from cluster.replication.raft import RaftLog, RaftSettings, file_journal
 from cluster.replication.solo import SoloLog
-from cluster.replication.transport import TransportSettings
-from coordinator.config import ConfigError, NodeConfig
+from cluster.replication.transport import SocketTransport
+from coordinator.config import ConfigError, NodeConfig, split_address
 from coordinator.node import Node
 
 _log = logging.getLogger("coordinator")
@@ -56,6 +56,27 @@ async def _serve(config: NodeConfig) -> int:
     _log.info("node %s is stopping", config.node)
     await node.stop()
     return 0
+
+
+def _make_log(config: NodeConfig, on_fatal: OnFatal) -> ReplicatedLog:
+    """Raft among several nodes; one node alone has a durable log and nobody to take over from it."""
+    folder = config.data / "log"
+    if len(config.nodes) == 1:
+        return SoloLog(folder, config.node, on_fatal=on_fatal)
+    transport = SocketTransport(
+        node=config.node,
+        addresses={peer.id: split_address(peer.raft, "raft") for peer in config.nodes},
+        cluster=config.cluster,
+        secret=config.secret.encode(),
+    )
+    return RaftLog(
+        node=config.node,
+        peers=[peer.id for peer in config.nodes if peer.id != config.node],
+        transport=transport,
+        journal=file_journal(folder),
+        settings=RaftSettings(proposal_timeout_s=config.timing.proposal_timeout_s),
+        on_fatal=on_fatal,
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

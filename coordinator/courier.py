@@ -27,8 +27,6 @@ from itertools import count, islice
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import aiohttp
-
 from cluster.replication.clock import Clock
 from coordinator.codec import (
     JSON_TYPE,
@@ -43,6 +41,7 @@ from coordinator.codec import (
     request_to_wire,
 )
 from coordinator.config import Limits, Timing
+from coordinator.connections import Connections, PostFailed
 from coordinator.ledger import Participant
 from coordinator.protocol.messages import Answer, Contradicted, Pending, Prepare, Request, StaleEpoch, Stamp
 
@@ -136,12 +135,15 @@ class Courier:
         self._timing = timing
         self._stamp = stamp
         self._on_answers = on_answers
-        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._connections = Connections(
+            timeout_s=timing.participant_timeout_s,
+            connect_timeout_s=timing.connect_timeout_s,
+            headers={} if token is None else {"Authorization": f"Bearer {token}"},
+        )
         self._rng = rng if rng is not None else random.Random()  # noqa: S311  # spreads retries, keeps no secret
         self._order = count()
         self._lanes: dict[str, _Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._session: aiohttp.ClientSession | None = None
 
     # -------------------------------------------------------------------------------------------- what the driver says
 
@@ -203,9 +205,7 @@ class Courier:
         """`clear`, and give up the connections."""
         self.clear()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        self._connections.close()
 
     # -------------------------------------------------------------------------------------------- lanes
 
@@ -347,13 +347,13 @@ class Courier:
         bodies = [request_to_wire(letter.message, self._stamped(stamp, letter)) for letter in letters]
         if not participant.batch:
             (letter,), (body,) = letters, bodies
-            url = f"{participant.url}/{call_of(letter.message)}"
-            status, content_type, raw = await self._post(url, JSON_TYPE, json_bytes(body), 1)
+            path = f"/{call_of(letter.message)}"
+            status, content_type, raw = await self._post(participant, path, JSON_TYPE, json_bytes(body), 1)
             return [_read(letter, status, _json_or_none(content_type, raw))]
         for letter, body in zip(letters, bodies, strict=True):
             body["call"] = call_of(letter.message)
         content_type, raw = batch_to_bytes(bodies)
-        status, content_type, raw = await self._post(f"{participant.url}/batch", content_type, raw, len(letters))
+        status, content_type, raw = await self._post(participant, "/batch", content_type, raw, len(letters))
         if status != 200:
             raise Unreachable(f"status {status} to a batch")
         try:
@@ -364,41 +364,20 @@ class Courier:
             raise Unreachable(f"{len(items)} answers to {len(letters)} messages")
         return [_read_item(letter, item) for letter, item in zip(letters, items, strict=True)]
 
+    async def _post(
+        self, participant: Participant, path: str, content_type: str, body: bytes, messages: int
+    ) -> tuple[int, str, bytes]:
+        most = self._limits.max_answer_bytes * messages
+        try:
+            return await self._connections.post(participant.url, path, content_type, body, most=most)
+        except PostFailed as error:
+            raise Unreachable(str(error)) from error
+
     def _stamped(self, stamp: Stamp, letter: _Letter) -> Stamp:
         if letter.expires_s is None:
             return stamp
         left_s = max(0.0, letter.expires_s - self._clock.monotonic_s())
         return replace(stamp, deadline_ms=int(left_s * 1000))
-
-    async def _post(self, url: str, content_type: str, body: bytes, messages: int) -> tuple[int, str, bytes]:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0),
-                timeout=aiohttp.ClientTimeout(
-                    total=self._timing.participant_timeout_s, sock_connect=self._timing.connect_timeout_s
-                ),
-                # A participant's answer is small; a compressed one could unfold into anything.
-                auto_decompress=False,
-                skip_auto_headers=("User-Agent", "Accept-Encoding"),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers=self._headers,
-            )
-        most = self._limits.max_answer_bytes * messages
-        try:
-            async with self._session.post(
-                url, data=body, headers={"Content-Type": content_type}, allow_redirects=False
-            ) as response:
-                raw = await response.content.read(most + 1)
-                while len(raw) <= most and (more := await response.content.read(most + 1 - len(raw))):
-                    raw += more
-                if len(raw) > most:
-                    response.close()
-                    raise Unreachable(f"an answer of more than {most} bytes")
-                return response.status, response.content_type, raw
-        except TimeoutError as error:
-            raise Unreachable(f"no answer within {self._timing.participant_timeout_s} s") from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise Unreachable(f"{type(error).__name__}: {error}") from error
 
 
 def _json_or_none(content_type: str, raw: bytes) -> object:

@@ -1,4 +1,4 @@
-"""One node, put together around a replicated log: ledger, driver, courier, API. Which log it is, is not its business."""
+"""One node, put together around a replicated log: ledger, driver, courier, API. Any log will do."""
 
 import asyncio
 import logging
@@ -63,7 +63,7 @@ class Node:
         _log.info("node %s of cluster %s listens on %s", self.config.node, self.config.cluster, self.config.me.url)
 
     async def stop(self) -> None:
-        """Hand leadership over, let those who wait have their answers, and close. Loses nothing: all of it is logged."""
+        """Hand leadership over, let those who wait have their answers, and close. Nothing is lost: all is logged."""
         try:
             async with asyncio.timeout(self.config.timing.stop_grace_s):
                 await self.driver.drain()

@@ -1,0 +1,1 @@
+"""Measurements. `make bench` prints them as a table; nothing here asserts a time."""
