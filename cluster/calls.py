@@ -1,0 +1,147 @@
+"""HTTP as the `outlast` command and the demo need it: one request, or one that goes round the nodes until answered.
+
+Applications use `coordinator.client`. This here is smaller, and shows bodies as they came.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, NamedTuple
+
+import aiohttp
+
+MAX_ANSWER_BYTES: Final = 16 << 20
+"""A page of a thousand transactions is far below it."""
+
+_PAUSE_S: Final = 0.1
+
+
+class Unreachable(Exception):
+    """No answer. Whether the request was heard is unknown."""
+
+
+class Answer(NamedTuple):
+    """What came back. `body` is parsed JSON, or text when it was something else."""
+
+    status: int
+    body: Any
+    retry_after_s: float | None = None
+
+    @property
+    def trouble(self) -> str:
+        """What a problem document says, in one line."""
+        if isinstance(self.body, dict):
+            return str(self.body.get("detail") or self.body.get("title") or f"status {self.status}")
+        return f"status {self.status}"
+
+
+class Caller:
+    """Connections to several nodes that all answer alike. Use it as an async context manager."""
+
+    def __init__(self, urls: Sequence[str] = (), *, token: str | None = None) -> None:
+        self.urls = tuple(url.rstrip("/") for url in urls)
+        self._token = token
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> "Caller":
+        headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
+        self._session = aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def once(
+        self,
+        method: str,
+        url: str,
+        *,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+        within_s: float,
+    ) -> Answer:
+        """One request to one URL. Raises `Unreachable` when no answer came within `within_s`."""
+        assert self._session is not None, "used outside of its context"
+        data = None if body is None else json.dumps(body).encode()
+        wanted = {"Content-Type": "application/json", **(headers or {})} if data is not None else headers
+        try:
+            async with self._session.request(
+                method,
+                url,
+                data=data,
+                headers=wanted,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=within_s),
+            ) as response:
+                text = await response.content.read(MAX_ANSWER_BYTES)
+                while not response.content.at_eof():
+                    if len(text) >= MAX_ANSWER_BYTES:
+                        response.close()
+                        raise Unreachable(f"{url} answers more than {MAX_ANSWER_BYTES} bytes")
+                    text += await response.content.read(MAX_ANSWER_BYTES)
+                return Answer(response.status, _parsed(text), _seconds(response.headers.get("Retry-After")))
+        except TimeoutError as error:
+            raise Unreachable(f"{url} did not answer within {within_s:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unreachable(f"{url} cannot be reached: {error}") from error
+
+    async def anywhere(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+        within_s: float,
+        try_s: float = 5.0,
+        start: int = 0,
+    ) -> Answer:
+        """The same request to node after node until one answers with something else than 429 or 503.
+
+        Only for requests that may be heard twice. When time is up: the last answer, or `Unreachable` if there was none.
+
+        within_s: for all of it. try_s: for one node. start: which node is asked first.
+        """
+        deadline_s = time.monotonic() + within_s
+        last: Answer | Unreachable = Unreachable("no node to ask")
+        turn = start
+        while self.urls:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                break
+            url = self.urls[turn % len(self.urls)]
+            turn += 1
+            pause_s = _PAUSE_S
+            try:
+                last = await self.once(method, url + path, body=body, headers=headers, within_s=min(try_s, left_s))
+            except Unreachable as error:
+                last = error
+                # The others are asked at once, but a round of refusals is followed by a pause.
+                pause_s = 0.0 if (turn - start) % len(self.urls) else _PAUSE_S
+            else:
+                if last.status not in (429, 503):
+                    return last
+                pause_s = min(last.retry_after_s or _PAUSE_S, 0.2)
+            await asyncio.sleep(max(0.0, min(pause_s, deadline_s - time.monotonic())))
+        if isinstance(last, Unreachable):
+            raise last
+        return last
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text.decode(errors="replace")
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return None if text is None else max(0.0, float(text))
+    except ValueError:  # a date, which none of our nodes sends
+        return None

@@ -1,0 +1,244 @@
+"""One process of ours that runs on its own: started, found again, signalled, seen to end.
+
+Processes are known by pid *and* start time, because a pid alone may long belong to somebody else. Whoever reads the
+pair from a file can therefore signal the process without having started it, and never hits a stranger.
+
+A process is *tethered* or not. A tethered one ends when its owner does, however the owner dies (see `tether.py`). One
+that is not lives in a session of its own and outlasts the shell that it was started from.
+
+Everything here polls. Waiting for a child by signal or by file descriptor would tie a process to one event loop, and
+processes are handed from one loop to the next by tests, and from one command to the next by users.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+POLL_S: Final = 0.01
+"""Seconds between looks at whether a process has ended."""
+
+TERM_GRACE_S: Final = 10.0
+"""Seconds that a process has between being asked to stop and being killed."""
+
+_KILL_WAIT_S: Final = 10.0
+
+
+class ProcessTrouble(Exception):
+    """A process could not be started, or did not do what it was started for. The text says what to do."""
+
+
+class Identity(NamedTuple):
+    """A process for as long as the machine is up: no later process has the same pair.
+
+    started: clock ticks between the machine's start and its own.
+    """
+
+    pid: int
+    started: int
+
+    @staticmethod
+    def of(pid: int) -> "Identity | None":
+        """The identity of the process that has `pid` now; None when there is none, or only its remains (a zombie)."""
+        stat = _stat(pid)
+        return None if stat is None or stat[0] in "ZX" else Identity(pid, stat[1])
+
+    @staticmethod
+    def mine() -> "Identity":
+        """This process."""
+        mine = Identity.of(os.getpid())
+        assert mine is not None, "a running process is found in /proc"
+        return mine
+
+    @property
+    def alive(self) -> bool:
+        """Whether this very process still runs (or is stopped)."""
+        return Identity.of(self.pid) == self
+
+    @property
+    def paused(self) -> bool:
+        """Whether it is stopped by SIGSTOP."""
+        stat = _stat(self.pid)
+        return stat is not None and stat == ("T", self.started)
+
+    def signal(self, number: signal.Signals) -> bool:
+        """Send it a signal; False when it is gone."""
+        if not self.alive:
+            return False
+        try:
+            os.kill(self.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+def _stat(pid: int) -> tuple[str, int] | None:
+    """State letter and start time, in clock ticks since the machine started."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The second field is the program's name in parentheses, and may itself hold spaces and parentheses.
+    fields = text[text.rindex(")") + 2 :].split()
+    return fields[0], int(fields[19])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """What to run: `python -m MODULE ARGUMENTS...`, its output appended to `log`."""
+
+    module: str
+    arguments: tuple[str, ...]
+    log: Path
+
+
+class Process:
+    """One program, which may be started, ended and started again. `name` is for messages.
+
+    Methods that end it return when it is gone, unless they say otherwise. Signals are sent before the first `await`, so
+    the moment of a kill is the moment of the call.
+    """
+
+    def __init__(self, name: str, program: Program, *, tether: Identity | None) -> None:
+        self.name = name
+        self.program = program
+        self._tether = tether
+        self._child: subprocess.Popen[bytes] | None = None
+        self._identity: Identity | None = None
+
+    @property
+    def identity(self) -> Identity | None:
+        """The running process; None when there is none."""
+        self._reap()
+        return self._identity if self._identity is not None and self._identity.alive else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs; a paused one does."""
+        return self.identity is not None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running process."""
+        identity = self.identity
+        return None if identity is None else identity.pid
+
+    @property
+    def paused(self) -> bool:
+        """Whether it is stopped by SIGSTOP."""
+        return self._identity is not None and self._identity.paused
+
+    def adopt(self, identity: Identity | None) -> None:
+        """Take over a process that was started by somebody else, from this same program."""
+        if identity != self._identity:
+            self._reap()
+            self._identity = identity
+
+    def spawn(self) -> Identity:
+        """Start it. Raises `ProcessTrouble` when it runs already or cannot be started."""
+        if self.alive:
+            raise ProcessTrouble(f"{self.name} is already running (pid {self.pid})")
+        # -P: the folder that the user happens to be in must not shadow our packages.
+        command = [sys.executable, "-P", "-m"]
+        if self._tether is not None:
+            command += ["cluster.tether", f"{self._tether.pid}:{self._tether.started}"]
+        command += [self.program.module, *self.program.arguments]
+        self.program.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.program.log.open("ab") as log:
+            try:
+                self._child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                    # Ctrl-C in a terminal goes to a whole process group: only the owner shall hear it. A tethered
+                    # process stays in the session, so that the kernel wakes a paused one (SIGHUP, SIGCONT) when the
+                    # owner dies and the group is orphaned.
+                    process_group=0 if self._tether is not None else None,
+                    start_new_session=self._tether is None,
+                )
+            except OSError as error:
+                raise ProcessTrouble(f"{self.name} could not be started: {error.strerror}") from error
+        # A child that has ended at once still has a row in /proc until it is reaped here.
+        stat = _stat(self._child.pid)
+        assert stat is not None, "a child that was not waited for is found in /proc"
+        self._identity = Identity(self._child.pid, stat[1])
+        return self._identity
+
+    async def kill(self) -> bool:
+        """SIGKILL. True when it was running; it is gone on return."""
+        identity = self.identity
+        if identity is None or not identity.signal(signal.SIGKILL):
+            return False
+        await self.gone(within_s=_KILL_WAIT_S)
+        return True
+
+    async def stop(self, *, grace_s: float = TERM_GRACE_S) -> bool:
+        """SIGTERM, and kill -9 when it is still there after `grace_s`. True when it ended by itself in time."""
+        identity = self.identity
+        if identity is None:
+            return True
+        identity.signal(signal.SIGTERM)
+        identity.signal(signal.SIGCONT)  # a paused process hears nothing but this and SIGKILL
+        try:
+            await self.gone(within_s=grace_s)
+        except TimeoutError:
+            await self.kill()
+            return False
+        return True
+
+    def pause(self) -> bool:
+        """SIGSTOP. False when it is not running."""
+        identity = self.identity
+        return identity is not None and identity.signal(signal.SIGSTOP)
+
+    def resume(self) -> bool:
+        """SIGCONT. False when it is not running."""
+        identity = self.identity
+        return identity is not None and identity.signal(signal.SIGCONT)
+
+    async def gone(self, *, within_s: float) -> None:
+        """Return once it has ended. Raises `TimeoutError`."""
+        deadline_s = time.monotonic() + within_s
+        while self.alive:
+            if time.monotonic() > deadline_s:
+                raise TimeoutError(f"{self.name} (pid {self.pid}) is still there after {within_s:g} s")
+            await asyncio.sleep(POLL_S)
+
+    def log_tail(self, lines: int = 5) -> str:
+        """The last lines that it wrote, for messages about why it is not there."""
+        try:
+            with self.program.log.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - 8192))
+                text = log.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def _reap(self) -> None:
+        """Let go of a child that has ended, so that it does not stay a zombie."""
+        if self._child is not None and self._child.poll() is not None:
+            self._child = None
+
+
+def arguments(*parts: object) -> tuple[str, ...]:
+    """Words of a command line."""
+    return tuple(str(part) for part in parts)
+
+
+async def stop_all(processes: Sequence[Process], *, grace_s: float = TERM_GRACE_S) -> None:
+    """Stop them side by side; when this is cut short, kill what is left."""
+    try:
+        await asyncio.gather(*(process.stop(grace_s=grace_s) for process in processes))
+    finally:
+        for process in processes:
+            identity = process.identity
+            if identity is not None:
+                identity.signal(signal.SIGKILL)
