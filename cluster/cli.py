@@ -1,0 +1,326 @@
+"""The `outlast` command: what it understands, and what its exit statuses mean.
+
+Each subcommand lives in `cluster/commands/` as a function of the parsed arguments that returns the exit status. Modules
+are imported when their command runs: a node does not load the demo, and `--help` loads nothing.
+
+Exit statuses: 0 success; 1 it did not succeed, and one line on stderr says why and what to do; 2 wrong usage or a wrong
+configuration; 3 it is not known (yet) whether it succeeded; 130 interrupted before it was done.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from cluster.process import ProcessTrouble
+from coordinator.config import ConfigError
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+UNKNOWN: Final = 3
+INTERRUPTED: Final = 130
+
+DEFAULT_DATA: Final = ".outlast"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status. Wrong arguments raise `SystemExit`, as argparse has it."""
+    arguments = parser().parse_args(argv)
+    module, _, function = arguments.run.partition(":")
+    run: Callable[[argparse.Namespace], int] = getattr(importlib.import_module(f"cluster.commands.{module}"), function)
+    try:
+        return run(arguments)
+    except ConfigError as error:
+        return complain(error, USAGE)
+    except ProcessTrouble as error:
+        return complain(error, FAILED)
+    except KeyboardInterrupt:
+        return complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def complain(why: object, status: int) -> int:
+    """Say on stderr why it did not succeed; `status`."""
+    print(f"outlast: {why}", file=sys.stderr)
+    return status
+
+
+def print_json(value: Any) -> None:
+    """For programs: one JSON value on stdout."""
+    print(json.dumps(value, indent=1), flush=True)
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the examples' line breaks, and does not wrap at 24 columns."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Everything that `outlast` understands."""
+    root = argparse.ArgumentParser(
+        prog="outlast",
+        description="Distributed transactions that outlast the coordinator that started them.",
+        epilog="Begin with `outlast demo`, or with `outlast up --shop` and the example that it prints.",
+        formatter_class=_Formatter,
+    )
+    root.add_argument("--version", action="version", version=f"outlast {version('outlast')}")
+    commands = root.add_subparsers(metavar="COMMAND", required=True)
+    _add_cluster_commands(commands)
+    _add_serving_commands(commands)
+    _add_tx_commands(commands)
+    _add_demo_command(commands)
+    return root
+
+
+_Commands = argparse._SubParsersAction  # noqa: SLF001  # argparse gives this type no public name
+
+
+def _command(
+    commands: "_Commands[argparse.ArgumentParser]", name: str, run: str, text: str, *examples: str
+) -> argparse.ArgumentParser:
+    epilog = "examples:\n" + "\n".join(f"  {example}" for example in examples) if examples else None
+    command = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog, formatter_class=_Formatter
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _data(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data", type=Path, default=Path(DEFAULT_DATA), metavar="DIR", help="the local cluster's folder (%(default)s)"
+    )
+
+
+def _json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="answer for programs: JSON on stdout")
+
+
+def _add_cluster_commands(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    up = _command(
+        commands,
+        "up",
+        "local:up",
+        "start a local cluster, and stay until Ctrl-C",
+        "outlast up --shop                   three nodes and the example services",
+        "outlast up --detach --port 7400     return once there is a leader; `outlast down` ends it",
+    )
+    _data(up)
+    up.add_argument("--nodes", type=_odd, metavar="N", help="how many; odd (3; 1 has no replication)")
+    up.add_argument("--port", type=_port, metavar="BASE", help="ports from BASE on, instead of free ones")
+    up.add_argument("--detach", action="store_true", help="return once there is a leader, and leave it running")
+    up.add_argument("--shop", action="store_true", help="also start and register inventory, payments and orders")
+    _json(up)
+
+    status = _command(
+        commands,
+        "status",
+        "local:status",
+        "show who runs and who leads; exit status 0 when there is a leader",
+        "outlast status",
+        "outlast status --json | jq .leader",
+    )
+    _data(status)
+    _json(status)
+
+    kill = _command(
+        commands,
+        "kill",
+        "local:kill",
+        "kill -9 one process of the local cluster",
+        "outlast kill leader",
+        "outlast kill n2",
+        "outlast kill inventory              a service that `outlast up --shop` started",
+    )
+    kill.add_argument("name", metavar="leader|NAME", help="the node that leads, or a node or service by name")
+    _data(kill)
+    _json(kill)
+
+    start = _command(
+        commands,
+        "start",
+        "local:start",
+        "start a killed process again, on its data; returns once it listens",
+        "outlast start n2",
+    )
+    start.add_argument("name", metavar="NAME", help="a node or service")
+    _data(start)
+    _json(start)
+
+    down = _command(commands, "down", "local:down", "stop the local cluster; its data stays", "outlast down")
+    _data(down)
+    _json(down)
+
+
+def _add_serving_commands(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    node = _command(
+        commands,
+        "node",
+        "serve:node",
+        "run one node until SIGTERM",
+        "outlast node --config n1.toml",
+    )
+    node.add_argument("--config", type=Path, required=True, metavar="FILE", help="the node's TOML file")
+
+    participant = _command(
+        commands,
+        "participant",
+        "serve:participant",
+        "serve one participant until SIGTERM",
+        "outlast participant sqlite --operations shop.stock:operations --file stock.db --port 7501 \\",
+        "    --coordinator http://127.0.0.1:7400 --name stock --register http://127.0.0.1:7400",
+        "outlast participant null --port 7502",
+    )
+    participant.add_argument("kind", choices=("sqlite", "null"), help="what holds the data; null holds nothing")
+    participant.add_argument(
+        "--operations",
+        metavar="MODULE:NAME",
+        help="sqlite: the Operations that payloads may name, such as mypackage.stock:operations",
+    )
+    participant.add_argument("--file", type=Path, metavar="FILE", help="sqlite: the database")
+    participant.add_argument("--schema", type=Path, metavar="FILE", help="sqlite: SQL run when the database is new")
+    participant.add_argument("--port", type=_port_or_any, default=0, help="where to listen on loopback; 0: a free one")
+    participant.add_argument(
+        "--coordinator",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a node that is asked about branches in doubt; once per node, and no other node is believed",
+    )
+    participant.add_argument(
+        "--register", action="append", default=[], metavar="URL", help="make it known to the cluster of this node"
+    )
+    participant.add_argument("--name", help="under which to register it")
+
+
+def _add_tx_commands(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    tx = commands.add_parser(
+        "tx", help="submit, show, list and abort transactions", description="Submit, show, list and abort transactions."
+    )
+    actions = tx.add_subparsers(metavar="ACTION", required=True)
+
+    submit = _command(
+        actions,
+        "submit",
+        "tx:submit",
+        "submit a transaction; exit status 0 when it committed",
+        """outlast tx submit --branch inventory='{"op":"reserve","sku":"tea","quantity":1}' \\""",
+        """    --branch payments='{"op":"charge","account":"ann","cents":450}'""",
+        "outlast tx submit --file body.json --wait ended",
+    )
+    submit.add_argument(
+        "--branch",
+        action="append",
+        default=[],
+        metavar="PARTICIPANT=JSON",
+        help="a participant and the payload of its branch; once per branch",
+    )
+    submit.add_argument("--file", metavar="FILE", help="the whole body as JSON; - reads stdin")
+    submit.add_argument("--wait", choices=("none", "decided", "ended"), help="how far to wait (decided)")
+    submit.add_argument("--timeout", type=_seconds, metavar="S", help="seconds until an undecided one is aborted (10)")
+    submit.add_argument("--key", help="idempotency key: the same key never begins a second transaction")
+    submit.add_argument("--protocol", help="how to commit (2pc)")
+
+    show = _command(actions, "show", "tx:show", "show one transaction", "outlast tx show local-abcd-2-17")
+    show.add_argument("gid")
+    show.add_argument("--wait", choices=("none", "decided", "ended"), help="wait until it is that far")
+
+    listing = _command(
+        actions,
+        "list",
+        "tx:listing",
+        "list transactions, newest first",
+        "outlast tx list --state committing",
+    )
+    listing.add_argument(
+        "--state", choices=("preparing", "committing", "aborting", "committed", "aborted"), help="only those"
+    )
+    listing.add_argument("--limit", type=_positive, default=20, help="at most so many (%(default)s)")
+    listing.add_argument("--after", metavar="GID", help="go on after this one")
+
+    abort = _command(
+        actions,
+        "abort",
+        "tx:abort",
+        "ask for an abort; exit status 0 when it is aborted",
+        "outlast tx abort local-abcd-2-17",
+    )
+    abort.add_argument("gid")
+    for command in (submit, show, listing, abort):
+        command.add_argument("--url", action="append", default=[], help="a node; else those of --data are asked")
+        command.add_argument("--token-file", type=Path, metavar="FILE", help="holds the bearer token to show")
+        _data(command)
+        _json(command)
+
+
+def _add_demo_command(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    demo = _command(
+        commands,
+        "demo",
+        "demo:demo",
+        "watch checkouts survive kill -9 of the leader, twice; about 30 s",
+        "outlast demo",
+        "outlast demo --seconds 10 --no-contrast --json",
+    )
+    demo.add_argument("--seconds", type=_seconds, default=14.0, help="of checkouts (%(default)g)")
+    demo.add_argument("--rate", type=_seconds, default=30.0, metavar="N", help="checkouts per second (%(default)g)")
+    demo.add_argument("--no-contrast", action="store_true", help="leave out the same crash without replication")
+    demo.add_argument("--keep", action="store_true", help="keep the folder with data and logs, and say where it is")
+    _json(demo)
+
+
+# ------------------------------------------------------------------------------------------------ words and numbers
+
+
+def _port(text: str) -> int:
+    port = _port_or_any(text)
+    if port < 1024:
+        raise argparse.ArgumentTypeError(f"{text} is not a port from 1024 to 65535")
+    return port
+
+
+def _port_or_any(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text[:9]) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port")
+    return int(text)
+
+
+def _odd(text: str) -> int:
+    number = _positive(text)
+    if number % 2 == 0 or number > 9:
+        raise argparse.ArgumentTypeError(f"{text} is not an odd number from 1 to 9")
+    return number
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text[:9]) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return int(text[:9])
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is not a number") from error
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

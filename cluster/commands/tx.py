@@ -1,0 +1,230 @@
+"""`outlast tx`: transactions from the command line."""
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+from cluster.calls import Answer, Caller, Unreachable
+from cluster.cli import FAILED, OK, UNKNOWN, USAGE, complain, print_json
+from cluster.layout import read_running
+from cluster.process import ProcessTrouble
+
+_PATIENCE_S: Final = 10.0
+"""For calls that wait for nothing: long enough for an election in between."""
+
+_DEFAULT_TIMEOUT_S: Final = 10.0
+_MARGIN_S: Final = 2.0
+"""A node answers a call that waits by the transaction's timeout and one second more."""
+
+
+class _Usage(Exception):
+    """The arguments do not add up to a request."""
+
+
+def _run(arguments: argparse.Namespace, work: Callable[[argparse.Namespace, Caller], Awaitable[int]]) -> int:
+    async def run() -> int:
+        async with Caller(_nodes(arguments), token=_token(arguments.token_file)) as caller:
+            return await work(arguments, caller)
+
+    try:
+        return asyncio.run(run())
+    except _Usage as error:
+        return complain(error, USAGE)
+    except Unreachable as error:
+        return complain(f"{error}; look at the cluster with `outlast status`", UNKNOWN)
+
+
+def _nodes(arguments: argparse.Namespace) -> Sequence[str]:
+    if arguments.url:
+        return list(arguments.url)
+    running = read_running(arguments.data)
+    if running is None:
+        raise ProcessTrouble(f"there is no cluster in {arguments.data}; name its --data, or a node with --url")
+    alive = [row.url for row in running.nodes if row.identity is not None and row.identity.alive]
+    if not alive:
+        raise ProcessTrouble(f"no node runs in {arguments.data}; start them with `outlast up --data {arguments.data}`")
+    random.shuffle(alive)
+    return alive
+
+
+def _token(file: Path | None) -> str | None:
+    try:
+        return None if file is None else file.read_text().strip()
+    except OSError as error:
+        raise _Usage(f"{file} cannot be read: {error.strerror}") from error
+
+
+# ------------------------------------------------------------------------------------------------ submit
+
+
+def submit(arguments: argparse.Namespace) -> int:
+    """Begin a transaction, and wait as far as was asked for."""
+    return _run(arguments, _submit)
+
+
+async def _submit(arguments: argparse.Namespace, caller: Caller) -> int:
+    body = _body(arguments)
+    timeout_s = body.get("timeout_s", _DEFAULT_TIMEOUT_S)
+    wait_s = (timeout_s if isinstance(timeout_s, int | float) else _DEFAULT_TIMEOUT_S) + _MARGIN_S
+    # With a key of our own the request can go to another node when one does not answer.
+    key = arguments.key or f"cli-{uuid.uuid4()}"
+    answer = await caller.anywhere(
+        "POST",
+        "/v1/transactions",
+        body=body,
+        headers={"Idempotency-Key": key},
+        within_s=wait_s + _PATIENCE_S,
+        try_s=wait_s,
+    )
+    if answer.status not in (200, 202):
+        return _refused(arguments, answer)
+    txn = answer.body
+    _show(arguments, txn)
+    if txn["decision"] == "commit":
+        return OK if body.get("wait") != "ended" or answer.status == 200 else _not_yet(txn)
+    if txn["decision"] == "abort":
+        return complain(f"{txn['gid']} aborted: {_reason(txn)}", FAILED)
+    return OK if body.get("wait") == "none" else _not_yet(txn)
+
+
+def _body(arguments: argparse.Namespace) -> dict[str, Any]:
+    if bool(arguments.file) == bool(arguments.branch):
+        raise _Usage("give either --branch PARTICIPANT=JSON, once per branch, or --file FILE")
+    body = _read(arguments.file) if arguments.file else {"branches": [_branch(text) for text in arguments.branch]}
+    if arguments.protocol is not None:
+        body["protocol"] = arguments.protocol
+    if arguments.timeout is not None:
+        body["timeout_s"] = arguments.timeout
+    if arguments.wait is not None:
+        body["wait"] = arguments.wait
+    return body
+
+
+def _branch(text: str) -> dict[str, Any]:
+    participant, equals, payload = text.partition("=")
+    if not participant or not equals:
+        raise _Usage(f"--branch {text} is not PARTICIPANT=JSON")
+    try:
+        return {"participant": participant, "payload": json.loads(payload)}
+    except ValueError as error:
+        raise _Usage(f"--branch {participant}: the payload is not JSON ({error}); quote it for the shell") from error
+
+
+def _read(file: str) -> dict[str, Any]:
+    try:
+        body = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
+    except OSError as error:
+        raise _Usage(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise _Usage(f"{file} is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise _Usage(f"{file} holds no JSON object")
+    return body
+
+
+def _not_yet(txn: dict[str, Any]) -> int:
+    return complain(f"{txn['gid']} is still {txn['state']}; ask again with `outlast tx show {txn['gid']}`", UNKNOWN)
+
+
+# ------------------------------------------------------------------------------------------------ show, list, abort
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """One transaction."""
+    return _run(arguments, _show_one)
+
+
+async def _show_one(arguments: argparse.Namespace, caller: Caller) -> int:
+    query = f"?wait={arguments.wait}" if arguments.wait else ""
+    answer = await caller.anywhere(
+        "GET",
+        f"/v1/transactions/{quote(arguments.gid, safe='')}{query}",
+        within_s=_PATIENCE_S + _DEFAULT_TIMEOUT_S,
+        try_s=_DEFAULT_TIMEOUT_S + _MARGIN_S,
+    )
+    if answer.status not in (200, 202):
+        return _refused(arguments, answer)
+    _show(arguments, answer.body)
+    return OK if answer.status == 200 else _not_yet(answer.body)
+
+
+def listing(arguments: argparse.Namespace) -> int:
+    """Transactions, newest first."""
+    return _run(arguments, _list)
+
+
+async def _list(arguments: argparse.Namespace, caller: Caller) -> int:
+    query = {"state": arguments.state, "after": arguments.after, "limit": arguments.limit}
+    path = f"/v1/transactions?{urlencode({name: value for name, value in query.items() if value is not None})}"
+    answer = await caller.anywhere("GET", path, within_s=_PATIENCE_S)
+    if answer.status != 200:
+        return _refused(arguments, answer)
+    if arguments.json:
+        print_json(answer.body)
+        return OK
+    for txn in answer.body["transactions"]:
+        branches = ", ".join(f"{branch['branch']} {branch['state']}" for branch in txn["branches"])
+        print(f"{txn['gid']:<20} {txn['state']:<11} {txn['started_at']}  {branches}")
+    if answer.body.get("next"):
+        print(f"more: --after {answer.body['next']}")
+    return OK
+
+
+def abort(arguments: argparse.Namespace) -> int:
+    """Ask for an abort."""
+    return _run(arguments, _abort)
+
+
+async def _abort(arguments: argparse.Namespace, caller: Caller) -> int:
+    path = f"/v1/transactions/{quote(arguments.gid, safe='')}/abort"
+    answer = await caller.anywhere("POST", path, within_s=_PATIENCE_S)
+    if answer.status not in (200, 202):
+        return _refused(arguments, answer)
+    txn = answer.body
+    _show(arguments, txn)
+    if txn["decision"] == "abort":
+        return OK
+    if txn["decision"] == "commit":
+        return complain(f"{txn['gid']} had been decided already, and commits", FAILED)
+    return _not_yet(txn)
+
+
+# ------------------------------------------------------------------------------------------------ saying it
+
+
+def _refused(arguments: argparse.Namespace, answer: Answer) -> int:
+    if arguments.json:
+        print_json(answer.body)
+    # After 503 a request may or may not have been done: only the same key tells.
+    return complain(answer.trouble, UNKNOWN if answer.status == 503 else FAILED)
+
+
+def _show(arguments: argparse.Namespace, txn: dict[str, Any]) -> None:
+    if arguments.json:
+        print_json(txn)
+        return
+    print(f"{txn['gid']}  {txn['state']}  started {txn['started_at']}" + _ended(txn))
+    for branch in txn["branches"]:
+        result = f"  {json.dumps(branch['result'])}" if "result" in branch else ""
+        reason = f"  {branch['reason']}" if branch.get("reason") else ""
+        name = branch["branch"]
+        if branch["participant"] != name:
+            name += f" ({branch['participant']})"
+        print(f"  {name:<20} {branch['state']}{reason}{result}")
+
+
+def _ended(txn: dict[str, Any]) -> str:
+    at = txn["ended_at"] or txn["decided_at"]
+    return f", {'ended' if txn['ended_at'] else 'decided'} {at}" if at else ""
+
+
+def _reason(txn: dict[str, Any]) -> str:
+    refused = [f"{branch['branch']}: {branch['reason']}" for branch in txn["branches"] if branch.get("reason")]
+    return "; ".join(refused) or txn.get("reason") or "no reason given"
