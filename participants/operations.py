@@ -152,7 +152,7 @@ def _is_a(value: object, kind: Any) -> bool:
     return isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
 
 
-def refusal_of(error: Exception, about: str) -> tuple[str, bool]:
+def refusal_of(error: BaseException, about: str) -> tuple[str, bool]:
     """Reason and `retryable` of a vote no, for what a branch's work raised.
 
     Only `Refuse` speaks for itself. Anything else is a defect of the operation: it goes to the log with its traceback,
