@@ -115,8 +115,13 @@ class Process:
     @property
     def identity(self) -> Identity | None:
         """The running process; None when there is none."""
-        self._reap()
-        return self._identity if self._identity is not None and self._identity.alive else None
+        if self._identity is not None and self._identity.alive:
+            return self._identity
+        if self._child is not None:
+            # It is gone or a zombie, which only its parent can let go: this does not block.
+            self._child.wait()
+            self._child = None
+        return None
 
     @property
     def alive(self) -> bool:
@@ -135,9 +140,8 @@ class Process:
         return self._identity is not None and self._identity.paused
 
     def adopt(self, identity: Identity | None) -> None:
-        """Take over a process that was started by somebody else, from this same program."""
-        if identity != self._identity:
-            self._reap()
+        """Take over a process that was started by somebody else, from this same program; not while one runs here."""
+        if identity != self._identity and not self.alive:
             self._identity = identity
 
     def spawn(self) -> Identity:
@@ -221,11 +225,6 @@ class Process:
         except FileNotFoundError:
             return ""
         return "\n".join(text.splitlines()[-lines:])
-
-    def _reap(self) -> None:
-        """Let go of a child that has ended, so that it does not stay a zombie."""
-        if self._child is not None and self._child.poll() is not None:
-            self._child = None
 
 
 def arguments(*parts: object) -> tuple[str, ...]:

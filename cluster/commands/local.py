@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from cluster.cli import DEFAULT_DATA, FAILED, INTERRUPTED, OK, complain, print_json
 from cluster.layout import Running, read_layout, read_running
-from cluster.local import LocalCluster, NotRunning, ProcessTrouble, Service
+from cluster.local import Leader, LocalCluster, NotRunning, ProcessTrouble, Service
 from cluster.ports import free_ports
 from cluster.process import Identity, Process
 
@@ -192,13 +192,20 @@ async def _status(arguments: argparse.Namespace) -> int:
             print(f"  {row['id']:<12}{row['url']:<24}{_state(row):<18}{role:<10}{detail}".rstrip())
         for row in services:
             print(f"  {row['id']:<12}{row['url']:<24}{_state(row)}")
-    if leader is None:
-        if not cluster.running:
-            raise NotRunning(f"no node runs; start them with `outlast up --data {arguments.data}`")
-        down = [node for node in cluster.nodes if node not in cluster.running]
-        hint = f"; `outlast start {down[0]}` brings one back" if down else ""
-        return complain(f"there is no leader{hint}", FAILED)
-    return OK
+    return _judge(cluster, leader, arguments.data)
+
+
+def _judge(cluster: LocalCluster, leader: Leader | None, data: Path) -> int:
+    """The exit status: success when transactions can be decided."""
+    running, needed = cluster.running, len(cluster.nodes) // 2 + 1
+    if not running:
+        raise NotRunning(f"no node runs; start them with `outlast up --data {data}`")
+    if len(running) < needed:
+        # Whoever led may not have noticed yet.
+        down = next(node for node in cluster.nodes if node not in running)
+        hint = f"start one with `outlast start {down} --data {data}`"
+        return complain(f"{needed} of {len(cluster.nodes)} nodes are needed, {len(running)} runs; {hint}", FAILED)
+    return OK if leader is not None else complain("there is no leader yet; ask again in a second", FAILED)
 
 
 async def _ask(cluster: LocalCluster, node: str) -> dict[str, Any] | None:
