@@ -1,7 +1,7 @@
 """A load generator as a process of its own: as many clients as asked for, each sending one transaction after another.
 
-It speaks just enough HTTP/1.1 over kept connections to cost little beside what it measures. What a client sees is timed:
-from the request's first byte to the response's last.
+It speaks just enough HTTP/1.1 over kept connections to cost little beside what it measures. What a client sees is
+timed: from the request's first byte to the response's last.
 
     python -m tests.bench.load '{"urls": [...], "clients": 64, "seconds": 5, "branches": [...]}'
 """
@@ -28,7 +28,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports do not derive from asyncio's.
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._answer is not None and not self._answer.done():
