@@ -1,41 +1,29 @@
-"""`python -m participants null`: serves a participant from the command line."""
+"""`python -m participants`: serves a participant from the command line."""
 
 import argparse
+import importlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from participants.arguments import add_server_arguments, server_settings
+from participants.manager import ResourceManager
 from participants.null import NullManager
+from participants.operations import Operations
 from participants.server import run
-from participants.settings import ServerSettings
+from participants.settings import SettingsError
+from participants.sqlite import SqliteManager
 
 
-def add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every served participant may be told; `server_settings` reads it back."""
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen; loopback only")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    parser.add_argument(
-        "--coordinator",
-        action="append",
-        default=[],
-        metavar="URL",
-        help="a node that is asked for the outcome of branches in doubt; once per node",
-    )
-    parser.add_argument("--caller-token-file", type=Path, help="holds the bearer token that callers must show")
-    parser.add_argument("--coordinator-token-file", type=Path, help="holds the bearer token shown to coordinators")
-
-
-def server_settings(arguments: argparse.Namespace) -> ServerSettings:
-    """The settings that `add_server_arguments` asked for. Raises `SettingsError`, and `OSError` for a token file."""
-
-    def token(path: Path | None) -> str | None:
-        return None if path is None else path.read_text().strip()
-
-    return ServerSettings(
-        coordinators=tuple(arguments.coordinator),
-        caller_token=token(arguments.caller_token_file),
-        coordinator_token=token(arguments.coordinator_token_file),
-    )
+def load_operations(reference: str) -> Operations:
+    """The `Operations` that `module:attribute` names. Raises `SettingsError`, and what importing the module raises."""
+    module_name, _, attribute = reference.partition(":")
+    if not module_name or not attribute:
+        raise SettingsError(f"operations are named as module:attribute, not {reference!r}")
+    found = getattr(importlib.import_module(module_name), attribute, None)
+    if not isinstance(found, Operations):
+        raise SettingsError(f"{reference} is no participants.operations.Operations")
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,9 +32,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     kinds = parser.add_subparsers(dest="kind", required=True)
     null = kinds.add_parser("null", help="holds nothing, votes prepared, acks; for benchmarks")
     add_server_arguments(null)
+    sqlite = kinds.add_parser("sqlite", help="runs your named operations against an SQLite database")
+    sqlite.add_argument("database", type=Path)
+    sqlite.add_argument("--operations", required=True, metavar="MODULE:NAME", help="where your Operations are")
+    sqlite.add_argument("--schema", type=Path, help="an SQL script that runs at every start")
+    add_server_arguments(sqlite)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    run(NullManager(), host=arguments.host, port=arguments.port, settings=server_settings(arguments))
+    manager: ResourceManager
+    if arguments.kind == "null":
+        manager = NullManager()
+    else:
+        schema = "" if arguments.schema is None else arguments.schema.read_text()
+        manager = SqliteManager(arguments.database, load_operations(arguments.operations), schema=schema)
+    run(manager, host=arguments.host, port=arguments.port, settings=server_settings(arguments))
     return 0
 
 

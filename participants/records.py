@@ -112,10 +112,11 @@ class Records:
         return {cluster: Horizon(epoch=epoch, floor=floor) for cluster, epoch, floor in rows}
 
     def save_horizon(self, cluster: str, horizon: Horizon) -> None:
-        """Stores what the messages of `cluster` have taught."""
+        """Stores what the messages of `cluster` have taught; what is stored only ever rises."""
         self._db.execute(
             "INSERT INTO outlast_horizon VALUES (?, ?, ?)"
-            " ON CONFLICT(cluster) DO UPDATE SET epoch = excluded.epoch, floor = excluded.floor",
+            " ON CONFLICT(cluster) DO UPDATE"
+            " SET epoch = max(epoch, excluded.epoch), floor = max(floor, excluded.floor)",
             (cluster, horizon.epoch, horizon.floor),
         )
 

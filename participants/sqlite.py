@@ -31,7 +31,6 @@ Use one process per database; a second one is refused (`AlreadyOpen`).
 """
 
 import asyncio
-import fcntl
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -44,6 +43,7 @@ import apsw
 from coordinator.protocol.messages import Answer
 from participants.manager import BranchId, Envelope, InDoubt, Unavailable
 from participants.operations import Operations, Refuse
+from participants.record_file import AlreadyOpen, lock_exclusively
 from participants.sqlite_store import Store
 from participants.sqlite_tables import SchemaUnfit
 from participants.sqlite_work import SqliteBranch, SqliteSettings, TransactionLost
@@ -51,10 +51,6 @@ from participants.sqlite_work import SqliteBranch, SqliteSettings, TransactionLo
 __all__ = ["AlreadyOpen", "SchemaUnfit", "SqliteBranch", "SqliteManager", "SqliteSettings"]
 
 _T = TypeVar("_T")
-
-
-class AlreadyOpen(Exception):
-    """Another resource manager has this database open."""
 
 
 class SqliteManager:
@@ -114,11 +110,7 @@ class SqliteManager:
     # --------------------------------------------------------------------------------------------- in the thread
 
     def _open(self) -> Sequence[InDoubt]:
-        self._lock_file = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AlreadyOpen(f"{self._path} is in use by another resource manager") from None
+        self._lock_file = lock_exclusively(self._path)
         self._store = self._new_store()
         return self._store.records.in_doubt()
 
