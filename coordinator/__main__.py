@@ -62,7 +62,7 @@ def _make_log(config: NodeConfig, on_fatal: OnFatal) -> ReplicatedLog:
     """Raft among several nodes; one node alone has a durable log and nobody to take over from it."""
     folder = config.data / "log"
     if len(config.nodes) == 1:
-        return SoloLog(folder, config.node, on_fatal=on_fatal)
+        return SoloLog(folder, config.node, max_command_bytes=2 * config.limits.max_command_bytes, on_fatal=on_fatal)
     transport = SocketTransport(
         node=config.node,
         addresses={peer.id: split_address(peer.raft, "raft") for peer in config.nodes},
@@ -74,7 +74,11 @@ def _make_log(config: NodeConfig, on_fatal: OnFatal) -> ReplicatedLog:
         peers=[peer.id for peer in config.nodes if peer.id != config.node],
         transport=transport,
         journal=file_journal(folder),
-        settings=RaftSettings(proposal_timeout_s=config.timing.proposal_timeout_s),
+        settings=RaftSettings(
+            proposal_timeout_s=config.timing.proposal_timeout_s,
+            # A command is filled up to max_command_bytes, counted in round figures; one entry alone may reach that.
+            max_command_bytes=2 * config.limits.max_command_bytes,
+        ),
         on_fatal=on_fatal,
     )
 

@@ -7,6 +7,7 @@ this node leads and at the leader when it does not.
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from coordinator import parsing, rendering
 from coordinator.codec import JSON_TYPE, json_bytes
 from coordinator.config import NodeConfig
 from coordinator.driver import Driver
-from coordinator.errors import NoLeader, NotFound, NotLeader, OutlastError, TooLarge, Unprocessable
+from coordinator.errors import NoLeader, NotFound, NotLeader, OutcomeUnknown, OutlastError, TooLarge, Unprocessable
 from coordinator.ledger import Ledger
 from coordinator.metrics import Metrics
 from coordinator.protocol.transaction import Decision, Transaction
@@ -123,18 +124,31 @@ class Api:
     async def _submit(self, request: web.Request) -> web.Response:
         body = await self._body(request)
         key = parsing.idempotency_key(request.headers.get(KEY_HEADER), self._limits)
-        # Without a key of its own a request could not be passed on, or tried again at the next leader.
-        key = key if key is not None else f"node-{uuid.uuid4()}"
         new, wait = parsing.new_transaction(parsing.json_object(body), key, self._limits)
         wait_s = self._patience_s(request, new.timeout_ms / 1000 + _EXTRA_WAIT_S if wait != "none" else 0.0)
         until_s = self._clock.monotonic_s() + wait_s
+        # To be passed on, or made again at the next leader, a request needs a key; while this node leads it does not,
+        # and the ledger need not remember one.
+        keyed = new if key is not None else replace(new, key=f"node-{uuid.uuid4()}")
+        attempt = new if self._driver.leading else keyed
 
         async def here() -> web.Response:
-            txn = await self._driver.submit(new)
+            nonlocal attempt
+            attempt, this_time = keyed, attempt
+            try:
+                txn = await self._driver.submit(this_time)
+            except OutcomeUnknown as error:
+                error.repeatable = this_time.key is not None
+                raise
             return await self._when(txn.gid, wait, until_s)
 
-        extra = {KEY_HEADER: key, WAIT_HEADER: str(int(wait_s * 1000))}
-        return await self._relay.run(request, here, body=body, extra=extra, wait_s=wait_s)
+        return await self._relay.run(
+            request,
+            here,
+            body=body,
+            extra={KEY_HEADER: str(keyed.key), WAIT_HEADER: str(int(wait_s * 1000))},
+            wait_s=wait_s,
+        )
 
     async def _show(self, request: web.Request) -> web.Response:
         gid = request.match_info["gid"]

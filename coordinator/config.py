@@ -73,6 +73,11 @@ class Limits:
         _require(self.retention_s >= 900, "limits.retention_s must be at least 900: an idempotency key lives so long")
         _require(self.max_payload_bytes <= self.max_body_bytes, "limits.max_payload_bytes exceeds max_body_bytes")
         _require(self.max_body_bytes <= self.max_command_bytes, "limits.max_body_bytes exceeds max_command_bytes")
+        for name in ("max_payload_bytes", "max_answer_bytes"):
+            _require(
+                self.max_branches * getattr(self, name) <= self.max_command_bytes,
+                f"limits.max_branches times {name} exceeds max_command_bytes: such a transaction would not fit the log",
+            )
         _require(self.max_in_flight <= self.max_retained, "limits.max_in_flight exceeds max_retained")
 
 

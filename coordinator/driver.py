@@ -565,7 +565,12 @@ class Driver:
 
     def _name_participants(self, number: int, txn: Transaction) -> None:
         for branch in txn.branches:
-            heapq.heappush(self._unfinished_of.setdefault(branch.participant, []), number)
+            numbers = self._unfinished_of.setdefault(branch.participant, [])
+            if len(numbers) > 1000 and len(numbers) > 2 * len(self._ledger.unfinished):
+                # One that does not end, for another participant's sake, keeps those behind it from being dropped.
+                numbers[:] = [old for old in numbers if old in self._ledger.unfinished]
+                heapq.heapify(numbers)
+            heapq.heappush(numbers, number)
 
     def _perform(self, running: _Running) -> None:
         txn = running.txn
@@ -661,7 +666,8 @@ class Driver:
         items: list[_Waiting] = []
         size = 0
         for queue in (self._outbox, self._lazy):
-            while queue and size + queue[0].size <= self._limits.max_command_bytes:
+            # One entry always goes, however large: the limits keep it well below what the log takes.
+            while queue and (not items or size + queue[0].size <= self._limits.max_command_bytes):
                 item = queue.popleft() if isinstance(queue, deque) else queue.pop()
                 size += item.size
                 items.append(item)

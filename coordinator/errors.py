@@ -129,9 +129,13 @@ class NotKnownYet(Definite):
 
 
 class OutcomeUnknown(Indefinite):
-    """The log did not say in time whether it took the entry."""
+    """The log did not say in time whether it took the entry.
+
+    repeatable: whether the request may simply be made again, because it carries a key or needs none.
+    """
 
     code, title = "unknown", "It is not known whether this was done"
+    repeatable: bool = True
 
 
 class ShuttingDown(Definite):

@@ -16,7 +16,7 @@ from cluster.replication.clock import Clock
 from cluster.replication.log import ReplicatedLog
 from coordinator.config import NodeConfig
 from coordinator.driver import Driver
-from coordinator.errors import NoLeader, NotLeader, OutlastError, ShuttingDown
+from coordinator.errors import NoLeader, NotLeader, OutcomeUnknown, OutlastError, ShuttingDown
 
 PASSED_ON: Final = "Outlast-Passed-On"
 """Header: this request comes from another node, and is not passed on again."""
@@ -62,7 +62,7 @@ class Relay:
         """The answer of `here`, or of the leader's own `here`.
 
         body, extra: what the leader is to see; `extra` are headers to add. wait_s: how long the answer may take beyond
-        finding a leader. Raises `NoLeader` when nobody led for `LEADER_PATIENCE_S`.
+        finding a leader. Raises `NoLeader` when nobody led for `LEADER_PATIENCE_S`, and whatever `here` raises.
         """
         passed_on = PASSED_ON in request.headers
         patience_s = PASSED_ON_PATIENCE_S if passed_on else LEADER_PATIENCE_S
@@ -72,6 +72,10 @@ class Relay:
             try:
                 return await here()
             except (NotLeader, ShuttingDown) as error:
+                last = error
+            except OutcomeUnknown as error:
+                if not error.repeatable:
+                    raise
                 last = error
             leader = self._log.leadership().leader
             if not passed_on and leader is not None and leader != self._config.node:
@@ -85,7 +89,7 @@ class Relay:
                     wait_s = max(0.0, wait_s - spent_s)
             left_s = deadline_s - self._clock.monotonic_s()
             if left_s <= 0:
-                if isinstance(last, ShuttingDown):
+                if not isinstance(last, NotLeader):
                     raise last
                 raise NoLeader("no node leads, or none that this one can reach; nothing was done, try again")
             await self._driver.leadership_changed(min(left_s, _LOOK_AGAIN_S))
