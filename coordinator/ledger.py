@@ -9,6 +9,9 @@ Every command carries the epoch of the leader that proposed it. `TookOver` start
 of an older epoch is refused, however it came into the log. So once `TookOver(e)` is applied, a gid of an epoch before
 `e` that is not in the table will never be in it: its transaction has aborted, by presumption, for ever.
 
+Within an epoch transactions begin in the order of their numbers, and one that comes after a newer one is refused. A
+leader's log keeps that order anyway; the rule makes sure, because the floors that participants are told rest on it.
+
 The floor
 ---------
 Ended transactions are forgotten in the end, and a forgotten one must not be taken for one that never began. Hence the
@@ -19,12 +22,13 @@ below the floor can begin any more.
     gid in the table, undecided          not known yet
     not in the table, at or below floor  forgotten
     not in the table, older epoch        aborted (presumed), from any node
+    not in the table, a newer one is     aborted (presumed), from any node: it would begin out of order
     not in the table, current epoch      only the leader past its barrier can tell
 
 Memory
 ------
 Ended transactions are kept packed: as bytes they cost a third of what objects cost, and the garbage collector does not
-walk them. The table is keyed by gid number and ordered by it, because a leader numbers what it begins in log order.
+walk them. The table is keyed by gid number and ordered by it, because transactions begin in that order.
 """
 
 import logging
@@ -220,6 +224,8 @@ class Ledger:
             return Applied(entry=entry, verdict=Verdict.FENCED)
         if gid.number in self._table or gid.number <= self.floor:
             return Applied(entry=entry, verdict=Verdict.UNCHANGED, txn=self.get(entry.gid))
+        if gid.number < self._newest():
+            return Applied(entry=entry, verdict=Verdict.UNCHANGED)
         if entry.key is not None and entry.key in self.keys:
             holder = self._at(self.keys[entry.key])
             same = holder is not None and holder.body_hash == entry.body_hash
@@ -258,6 +264,7 @@ class Ledger:
             or gid.epoch != self.epoch
             or header.epoch != self.epoch
             or gid.number <= self.floor
+            or gid.number < self._newest()
         ):
             return Applied(entry=entry, verdict=Verdict.UNCHANGED)
         txn = Transaction(
@@ -340,7 +347,13 @@ class Ledger:
             return Knowledge.COMMITTED if txn.decision is Decision.COMMIT else Knowledge.ABORTED
         if gid.number <= self.floor:
             return Knowledge.FORGOTTEN
-        return Knowledge.ABORTED if gid.epoch < self.epoch else Knowledge.ASK_LEADER
+        if gid.epoch < self.epoch or gid.number < self._newest():
+            return Knowledge.ABORTED
+        return Knowledge.ASK_LEADER
+
+    def _newest(self) -> int:
+        """The last number in the table, which is the highest; nothing below it can begin any more."""
+        return next(reversed(self._table), -1)
 
     def __len__(self) -> int:
         """Transactions in the table, ended ones included."""

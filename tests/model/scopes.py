@@ -1,0 +1,35 @@
+"""The worlds that are walked in full, under the rules of production.
+
+Depth is never bounded. Leader changes are: a third epoch can do nothing to a log that the second could not, for the
+ledger compares epochs, never counts them, and one change is enough for every pair of roles: a leader that is deposed,
+one that replaces it. Two changes add a leader that is both.
+
+Three participants and two changes make 3.4 million states and a gigabyte: `python -m tests.model` walks them too, the
+tests stop at one change.
+"""
+
+from collections.abc import Mapping
+
+from tests.model.world import Planned, Scope
+
+_ONE_LEADERS_TWO = (Planned("m-1-1", (0,)), Planned("m-1-2", (0,)))
+_TWO_LEADERS = (Planned("m-1-1", (0,)), Planned("m-2-1", (0,)))
+_RETRIED = (Planned("m-1-1", (0, 1), "k"), Planned("m-2-1", (0, 1), "k"))
+
+SCOPES: Mapping[str, Scope] = {
+    "1 participant": Scope(1, 2),
+    "1, unwritten refusals lost": Scope(1, 2, records_lost=True),
+    "2 participants": Scope(2, 2),
+    "2, unwritten refusals lost": Scope(2, 1, records_lost=True),
+    "3 participants": Scope(3, 1),
+    "2, a client's retry at the next leader": Scope(2, 1, _RETRIED),
+    "1, two transactions, forgetting": Scope(1, 0, _ONE_LEADERS_TWO, forgetting=True, serial=True),
+    "1, a transaction of each leader, forgetting": Scope(1, 1, _TWO_LEADERS, forgetting=True, serial=True),
+    "2, forgetting": Scope(2, 2, forgetting=True, serial=True),
+}
+
+LARGE: Mapping[str, Scope] = {
+    "1, two transactions, a change, forgetting": Scope(1, 1, _ONE_LEADERS_TWO, forgetting=True, serial=True),
+    "2, unwritten refusals lost, two changes": Scope(2, 2, records_lost=True),
+    "3 participants, two changes": Scope(3, 2),
+}
