@@ -1,6 +1,6 @@
 """What stands between the wire and pysyncobj, so that no acknowledged command is lost.
 
-pysyncobj departs from Raft in four places. Each is harmless until messages overtake a failure; then commands that a
+pysyncobj departs from Raft in a few places. Each is harmless until messages overtake a failure; then commands that a
 majority had acknowledged are gone, or commands are applied that nobody committed. A `Guard` looks at every message
 first, and gives pysyncobj only what it treats as Raft would.
 
@@ -21,6 +21,10 @@ pysyncobj would raise the commit index over a tail that the leader never saw.
 **An acknowledgement carries no term.** One that was sent to a leader and arrives when the same node leads a later
 term speaks of entries that may have been replaced since. *So:* the envelope of each message says its sender's term,
 and an acknowledgement of another term is not counted. Nor is one for entries that the leader does not have.
+
+**Where logs differ, it goes back by one entry per message**, and what was sent meanwhile is denied with an index that
+is higher again, so that a long tail of another leader's is never overcome. *So:* the denial names the first entry of
+the term that does not match.
 
 **Votes are counted, not collected.** A vote that arrives twice counts twice, and two such nodes lead one term. *So:*
 voters are a set, one per term.
@@ -73,7 +77,10 @@ class Verdict:
     """What pysyncobj is given in its place."""
 
     confirmed_index: int | None = None
-    """Answer success up to here after that (pysyncobj will not answer this message itself); None: it answers."""
+    """Answer success up to here after that: pysyncobj will not answer this message itself."""
+
+    wanted_index: int | None = None
+    """Answer after that that the log does not match, and what is wanted begins here. Both None: pysyncobj answers."""
 
 
 class Guard:
@@ -97,7 +104,9 @@ class Guard:
                     f"entry {previous} is committed here in term {own_term}, "
                     f"but the leader of term {message['term']} has it in term {previous_term}"
                 )
-            return Verdict(message=message)  # pysyncobj denies it, and leaves the log alone
+            if own_term is None:
+                return Verdict(message=message)  # pysyncobj says where its log ends
+            return Verdict(message=_heartbeat(message, view.commit_index), wanted_index=_first_in_doubt(previous, view))
         entries = message["entries"]
         held = 0
         for _command, index, term in entries:
@@ -115,12 +124,7 @@ class Guard:
                 return Verdict(message=message)
             rest = {"prevLogIdx": previous, "prevLogTerm": previous_term, "entries": entries[held:]}
             return Verdict(message=message | rest)
-        heartbeat = {
-            "type": "append_entries",
-            "term": message["term"],
-            "commit_index": min(message["commit_index"], previous),
-        }
-        return Verdict(message=heartbeat, confirmed_index=previous)
+        return Verdict(message=_heartbeat(message, previous), confirmed_index=previous)
 
     def counts_acknowledgement(self, message: Message, sender_term: int, view: LogView) -> bool:
         """Whether a `next_node_idx` is about the log that this leader leads now."""
@@ -138,3 +142,17 @@ class Guard:
             return False
         self._voters.add(voter)
         return True
+
+
+def _heartbeat(message: Message, commit_index_max: int) -> Message:
+    """What an `append_entries` says apart from its entries. pysyncobj neither changes its log for it nor answers."""
+    commit_index = min(message["commit_index"], commit_index_max)
+    return {"type": "append_entries", "term": message["term"], "commit_index": commit_index}
+
+
+def _first_in_doubt(index: int, view: LogView) -> int:
+    """Where the run of entries with the term of the one at `index` begins; what is committed is not in doubt."""
+    term = view.term_at(index)
+    while index - 1 > view.commit_index and view.term_at(index - 1) == term:
+        index -= 1
+    return index

@@ -77,7 +77,8 @@ class RaftSettings:
     death_step_s: float = 0.05
     """When the leader's process is known to be dead, survivors campaign this far apart."""
     leader_fallback_s: float = 1.0
-    """A leader that has heard from no majority for this long no longer leads."""
+    """A leader that has heard from no majority for this long no longer leads; what a follower leaves unanswered for
+    this long is sent again."""
     tick_s: float = 0.01
     """How often time is looked at; and how long followers may lag behind a commit when nothing else is sent."""
     stall_s: float = 0.05
@@ -286,6 +287,16 @@ class _NoPoller:
         pass
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outstanding:
+    """Entries that were sent to a follower, and whose answer has not come."""
+
+    previous: int
+    """The entry before them."""
+    last: int
+    since_s: float
+
+
 class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     """pysyncobj's node, guarded, and with our way of sending and applying. Itself a `LogView`."""
 
@@ -305,8 +316,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         self._apply = apply
         self._settings = settings
         self._peers = peers
-        self._outstanding: dict[str, int] = {}
-        """Per follower the last entry that was sent and not yet answered."""
+        self._outstanding: dict[str, _Outstanding] = {}
         self._told_commit: dict[str, int] = {}
         adapter.serve(self)
         minimum_s = settings.election_min_s + node.rank * settings.election_step_s
@@ -382,6 +392,8 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             self._SyncObj__onMessageReceived(sender, verdict.message)
             if verdict.confirmed_index is not None:
                 self._SyncObj__sendNextNodeIdx(sender, nextNodeIdx=verdict.confirmed_index + 1, success=True)
+            elif verdict.wanted_index is not None:
+                self._SyncObj__sendNextNodeIdx(sender, nextNodeIdx=verdict.wanted_index, reset=True)
         elif kind == "next_node_idx":
             if self._isLeader() and self._guard.counts_acknowledgement(message, sender_term, self):
                 self._acknowledged(sender, message)
@@ -390,15 +402,20 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
 
     def _acknowledged(self, sender: _Peer, message: Message) -> None:
         next_index = self._SyncObj__raftNextIndex
-        sent_up_to = next_index[sender]
-        self._SyncObj__onMessageReceived(sender, message)
-        if not message["reset"]:
-            # It goes back to what is acknowledged, and would send again all that is under way.
-            next_index[sender] = max(next_index[sender], sent_up_to)
+        next_before = next_index[sender]
         outstanding = self._outstanding.get(sender.id)
-        if outstanding is not None and (
-            message["reset"] or (message["success"] and message["next_node_idx"] > outstanding)
-        ):
+        asked = next_before - 1 if outstanding is None else outstanding.previous
+        if message["reset"] and message["next_node_idx"] > asked:
+            # It denies something sent earlier, and has been heeded already. (Any denial of what was sent last asks for
+            # something before it.) Going forward again would let a long tail of another leader's never be overcome.
+            message = message | {"reset": False}
+        self._SyncObj__onMessageReceived(sender, message)
+        if message["reset"]:
+            self._outstanding.pop(sender.id, None)
+            return
+        # It goes back to what is acknowledged, and would send again all that is under way.
+        next_index[sender] = max(next_index[sender], next_before)
+        if outstanding is not None and message["success"] and message["next_node_idx"] > outstanding.last:
             del self._outstanding[sender.id]
 
     def connect(self, peer: _Peer) -> None:
@@ -453,18 +470,23 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         super()._SyncObj__onBecomeLeader()
 
     def _append_to(self, peer: _Peer) -> None:
-        """One message: all that is new, or none of it while an answer is outstanding."""
+        """One message: all that is new; or none of it while an answer is outstanding, only what that builds on."""
         if not self.is_connected(peer):
             return
+        now_s = stock.monotonicTime()
+        outstanding = self._outstanding.get(peer.id)
+        if outstanding is not None and now_s > outstanding.since_s + self._settings.leader_fallback_s:
+            del self._outstanding[peer.id]
+            self._SyncObj__raftNextIndex[peer] = outstanding.previous + 1
+            outstanding = None
         first = self._journal[0][1]
-        next_index = self._SyncObj__raftNextIndex[peer]
-        if next_index <= first:
-            _log.error("%s needs entries from %d on, but the log begins with %d", peer, next_index, first)
+        previous = self._SyncObj__raftNextIndex[peer] - 1 if outstanding is None else outstanding.previous
+        if previous < first:
+            _log.error("%s needs entry %d, but the log begins with %d", peer, previous, first)
             return
-        _command, previous, previous_term = self._journal[next_index - 1 - first]
         entries: list[tuple[bytes, int, int]] = []
-        if peer.id not in self._outstanding:
-            begin = next_index - first
+        if outstanding is None:
+            begin = previous + 1 - first
             entries = self._journal[begin : begin + self._settings.append_entries_max]
             size = 0
             for count, (command, _index, _term) in enumerate(entries, start=1):
@@ -477,14 +499,15 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             "term": self.term,
             "commit_index": self.commit_index,
             "prevLogIdx": previous,
-            "prevLogTerm": previous_term,
+            "prevLogTerm": self._journal[previous - first][2],
             "entries": entries,
         }
         if self._SyncObj__transport.send(peer, message):
             self._told_commit[peer.id] = self.commit_index
             if entries:
-                self._outstanding[peer.id] = entries[-1][1]
-                self._SyncObj__raftNextIndex[peer] = entries[-1][1] + 1
+                last: int = entries[-1][1]
+                self._outstanding[peer.id] = _Outstanding(previous=previous, last=last, since_s=now_s)
+                self._SyncObj__raftNextIndex[peer] = last + 1
 
     # What is proposed and applied.
 

@@ -1,0 +1,122 @@
+"""Nothing acknowledged is lost, whatever the network and the nodes do; and this would be noticed."""
+
+import asyncio
+import random
+
+import pytest
+
+from cluster.replication.guard import Guard
+from cluster.replication.raft import RaftLog
+from tests.simulation.replicas import NODES, Cluster, NoGuard, StockRaftLog
+from tests.simulation.virtual import VirtualLoop, run
+
+ROUNDS = 4
+
+
+async def chaos(cluster: Cluster) -> list[str]:
+    """Bursts of proposals, and a disaster in the middle of each; then heal, demand progress, and judge."""
+    rng = cluster.rng
+    for node in NODES:
+        await cluster.start(node)
+    for _ in range(ROUNDS):
+        await cluster.until(lambda: cluster.leader() is not None or cluster.fatal)
+        for _ in range(rng.randrange(1, 60)):
+            cluster.propose()
+            if rng.random() < 0.5:
+                await asyncio.sleep(rng.uniform(0, 0.004))
+        leader = cluster.leader()
+        disaster = rng.choice(("kill the leader", "kill the leader", "cut it off", "cut one link", "none"))
+        if leader is not None and disaster == "kill the leader":
+            await cluster.kill(leader)
+        elif leader is not None and disaster == "cut it off":
+            for other in NODES:
+                if other != leader:
+                    cluster.network.cut(leader, other)
+        elif disaster == "cut one link":
+            cluster.network.cut(*rng.sample(NODES, 2))
+        await asyncio.sleep(rng.uniform(0, 1.5))
+        cluster.network.heal()
+        for node in NODES:
+            if node not in cluster.logs:
+                await cluster.start(node)
+    settled = await cluster.settle()
+    found = cluster.violations()
+    if not settled and cluster.must_settle:
+        found.append("the cluster does not come to rest")
+    for log in cluster.logs.values():
+        await log.stop()
+    return found
+
+
+def lived_through(
+    seed: int, log_type: type[RaftLog] = RaftLog, guard_type: type[Guard] = Guard, *, unruly: bool = False
+) -> tuple[Cluster, list[str]]:
+    """One life of a cluster, and what was wrong with it."""
+
+    async def main(loop: VirtualLoop, rng: random.Random) -> tuple[Cluster, list[str]]:
+        cluster = Cluster(loop, rng, log_type=log_type, guard_type=guard_type, unruly=unruly)
+        return cluster, await chaos(cluster)
+
+    return run(seed, main)
+
+
+@pytest.mark.parametrize("log_type", [RaftLog, StockRaftLog])
+@pytest.mark.parametrize("unruly", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_acknowledged_is_lost(seed: int, log_type: type[RaftLog], unruly: bool) -> None:
+    _cluster, found = lived_through(seed, log_type, unruly=unruly)
+    assert not found, f"seed {seed}: {found}"
+
+
+@pytest.mark.parametrize("log_type", [RaftLog, StockRaftLog])
+@pytest.mark.parametrize("unruly", [False, True])
+def test_without_the_guard_it_is_lost(log_type: type[RaftLog], unruly: bool) -> None:
+    seeds = range(100)
+    for seed in seeds:
+        _cluster, found = lived_through(seed, log_type, NoGuard, unruly=unruly)
+        if any("acknowledged" in violation for violation in found):
+            return
+    pytest.fail(f"no loss found with the seeds {seeds}: these tests prove nothing")
+
+
+def test_the_disasters_happen() -> None:
+    lives = [lived_through(seed, unruly=True)[0] for seed in range(10)]
+    assert sum(len(cluster.leaders) for cluster in lives) > 2 * len(lives)
+    assert sum(len(cluster.acknowledged) for cluster in lives) > 10 * len(lives)
+    assert sum(cluster.network.lost for cluster in lives) > 0
+    assert sum(cluster.network.repeated for cluster in lives) > 0
+
+
+def test_a_seed_has_one_outcome() -> None:
+    (one, _), (other, _) = lived_through(5), lived_through(5)
+    assert one.acknowledged == other.acknowledged
+    assert one.leaders == other.leaders
+    assert one.loop.time() == other.loop.time()
+    assert one.network.delivered == other.network.delivered
+
+
+def test_a_long_tail_of_a_deposed_leader_is_overcome() -> None:
+    """Far more conflicting entries than fit one message, with a heartbeat overtaking every denial."""
+
+    async def main(loop: VirtualLoop, rng: random.Random) -> None:
+        cluster = Cluster(loop, rng)
+        cluster.network.delay_s = (0.02, 0.03)
+        for node in NODES:
+            await cluster.start(node)
+        for _ in range(3):
+            await cluster.until(lambda: cluster.leader() is not None)
+            leader = cluster.leader()
+            assert leader is not None
+            for other in NODES:
+                if other != leader:
+                    cluster.network.cut(leader, other)
+            for _ in range(500):
+                cluster.propose()
+            await cluster.until(lambda old=leader: cluster.leader() not in (None, old))
+            cluster.network.heal()
+        assert await cluster.settle()
+        assert not cluster.violations()
+        for log in cluster.logs.values():
+            await log.stop()
+
+    run(11, main)
