@@ -97,7 +97,11 @@ class Store:
 
     def close(self) -> None:
         """Gives the connection up, whatever state it is in."""
-        self._db.close(True)
+        try:
+            self._db.close(True)
+        except apsw.Error:
+            # Checkpointing is part of closing, and fails where the disk does; the log stays for the next to open it.
+            _log.warning("closing %s failed", self._path, exc_info=True)
 
     def _read_schema(self) -> None:
         """Learns the tables, and makes sure that each has its guards."""

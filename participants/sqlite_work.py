@@ -28,6 +28,10 @@ _PROGRESS_STEPS: Final = 4000
 _READS: Final = frozenset((apsw.SQLITE_SELECT, apsw.SQLITE_READ, apsw.SQLITE_FUNCTION, apsw.SQLITE_RECURSIVE))
 _WRITES: Final = frozenset((apsw.SQLITE_INSERT, apsw.SQLITE_UPDATE, apsw.SQLITE_DELETE))
 
+_OPERATIONS_OWN: Final = apsw.SQLITE_PREPARE_PERSISTENT
+"""Compiled statements are cached by text and flags. Nobody else uses this flag, so an operation never gets a statement
+that was compiled, and authorized, for the manager itself."""
+
 _READING_PRAGMAS: Final = frozenset(
     ("foreign_key_list", "index_info", "index_list", "index_xinfo", "table_info", "table_list", "table_xinfo")
 )
@@ -96,7 +100,7 @@ class SqliteBranch:
             raise RuntimeError("the operation is over")
         cursor = self._db.cursor()
         self._cursors.append(cursor)
-        return cursor.execute(sql, parameters)
+        return cursor.execute(sql, parameters, prepare_flags=_OPERATIONS_OWN)
 
     def one(self, sql: str, parameters: Sequence[Value] = ()) -> tuple[Any, ...] | None:
         """The first row, or None."""
@@ -277,6 +281,8 @@ class Worker:
             return f"table {table} is not for operations"
         if table.lower() in self.tables or table == "sqlite_sequence":
             return None
+        if table.startswith("sqlite_"):
+            return "an operation cannot change the schema"
         return f"table {table} {self.unfit.get(table.lower(), 'is not for operations')}"
 
     def _is_too_slow(self) -> bool:
