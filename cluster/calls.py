@@ -15,7 +15,8 @@ import aiohttp
 MAX_ANSWER_BYTES: Final = 16 << 20
 """A page of a thousand transactions is far below it."""
 
-_PAUSE_S: Final = 0.1
+_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 1.0
 
 
 class Unreachable(Exception):
@@ -44,6 +45,8 @@ class Caller:
         self.urls = tuple(url.rstrip("/") for url in urls)
         self._token = token
         self._session: aiohttp.ClientSession | None = None
+        self.repeated = 0
+        """Requests that `anywhere` made after a first one that was not answered."""
 
     async def __aenter__(self) -> "Caller":
         headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
@@ -104,30 +107,32 @@ class Caller:
         """The same request to node after node until one answers with something else than 429 or 503.
 
         Only for requests that may be heard twice. When time is up: the last answer, or `Unreachable` if there was none.
+        Pauses double up to a second, so that many who wait for one node do not keep it from starting.
 
         within_s: for all of it. try_s: for one node. start: which node is asked first.
         """
         deadline_s = time.monotonic() + within_s
         last: Answer | Unreachable = Unreachable("no node to ask")
-        turn = start
+        tries = 0
         while self.urls:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
                 break
-            url = self.urls[turn % len(self.urls)]
-            turn += 1
-            pause_s = _PAUSE_S
+            url = self.urls[(start + tries) % len(self.urls)]
+            self.repeated += tries > 0
+            tries += 1
             try:
                 last = await self.once(method, url + path, body=body, headers=headers, within_s=min(try_s, left_s))
             except Unreachable as error:
                 last = error
-                # The others are asked at once, but a round of refusals is followed by a pause.
-                pause_s = 0.0 if (turn - start) % len(self.urls) else _PAUSE_S
             else:
                 if last.status not in (429, 503):
                     return last
-                pause_s = min(last.retry_after_s or _PAUSE_S, 0.2)
-            await asyncio.sleep(max(0.0, min(pause_s, deadline_s - time.monotonic())))
+            # The other nodes are asked at once; a whole round without an answer is followed by a pause.
+            rounds, turn = divmod(tries, len(self.urls))
+            if turn == 0:
+                pause_s = min(_LONGEST_PAUSE_S, _PAUSE_S * 2.0 ** min(rounds - 1, 10))
+                await asyncio.sleep(max(0.0, min(pause_s, deadline_s - time.monotonic())))
         if isinstance(last, Unreachable):
             raise last
         return last

@@ -219,7 +219,7 @@ def _add_tx_commands(commands: "_Commands[argparse.ArgumentParser]") -> None:
         "tx:submit",
         "submit a transaction; exit status 0 when it committed",
         """outlast tx submit --branch inventory='{"op":"reserve","sku":"tea","quantity":1}' \\""",
-        """    --branch payments='{"op":"charge","account":"ann","cents":450}'""",
+        """    --branch payments='{"op":"charge","account":"ann","amount_cents":450}'""",
         "outlast tx submit --file body.json --wait ended",
     )
     submit.add_argument(

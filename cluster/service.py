@@ -42,10 +42,18 @@ class Service:
         self.process = Process(name, program, tether=(tether or Identity.mine()) if tethered else None)
 
     @classmethod
-    def shop(cls, name: str, *, data: Path, port: int, coordinators: Sequence[str], tethered: bool = True) -> "Service":
-        """One of the worked example's services: inventory, payments or orders. Its database is in `data`/`name`."""
-        folder = (data / name).absolute()
-        words = arguments(name, "--data", folder, "--port", port)
+    def shop(
+        cls,
+        name: str,
+        *,
+        data: Path,
+        port: int,
+        coordinators: Sequence[str],
+        folder: Path | None = None,
+        tethered: bool = True,
+    ) -> "Service":
+        """One of the worked example's services: inventory, payments or orders. Their databases lie in `data`."""
+        words = arguments(name, "--data", data.absolute(), "--port", port)
         for url in coordinators:
             words += ("--coordinator", url)
         return cls(
@@ -53,7 +61,7 @@ class Service:
             module="participants.shop",
             arguments=words,
             url=f"http://{HOST}:{port}",
-            folder=folder,
+            folder=folder or data / name,
             tethered=tethered,
         )
 

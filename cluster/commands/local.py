@@ -69,13 +69,20 @@ async def _up(arguments: argparse.Namespace) -> int:
 
 async def _start_shop(cluster: LocalCluster, port: int | None, *, tethered: bool) -> None:
     """The example's services, on the ports after the nodes' or, on a folder that has them already, on their own."""
+    from participants.shop import inventory, orders, payments
+
+    data = cluster.data / "shop"
+    inventory.seed(data, {"tea": 1000, "vase": 3})
+    payments.seed(data, {"ann": 10_000_00, "bob": 50_00})
+    orders.seed(data)
     first = None if port is None else port + 2 * len(cluster.nodes)
     ports = free_ports(len(_SHOP)) if first is None else list(range(first, first + len(_SHOP)))
     for name, chosen in zip(_SHOP, ports, strict=True):
         known = cluster.services.get(name)
         service = Service.shop(
             name,
-            data=cluster.data,
+            data=data,
+            folder=cluster.data / name,
             port=chosen if known is None else known.port,
             coordinators=cluster.urls,
             tethered=tethered,
@@ -116,8 +123,8 @@ def _example_branches() -> list[str]:
     """Options of `outlast tx submit` for one checkout of the shop."""
     checkout = {
         "inventory": '{"op":"reserve","sku":"tea","quantity":1}',
-        "payments": '{"op":"charge","account":"ann","cents":450}',
-        "orders": '{"op":"place","order":"o-1","account":"ann","sku":"tea","quantity":1,"cents":450}',
+        "payments": '{"op":"charge","account":"ann","amount_cents":450}',
+        "orders": '{"op":"place","account":"ann","sku":"tea","quantity":1,"amount_cents":450}',
     }
     lines = [f"--branch {name}={shlex.quote(text)}" for name, text in checkout.items()]
     return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
