@@ -663,7 +663,7 @@ class RaftLog:
         False if this node does not lead, nobody can take over, or `transfer_timeout_s` has passed; then it goes on.
         """
         replica = self._replica
-        if replica is None or self._transferring or not self.leadership().is_leader:
+        if replica is None or self._transferring or not self.leadership().is_leader or not self.reachable():
             return False
         self._transferring = True
         try:
