@@ -114,8 +114,8 @@ class _Scene:
         self.epoch = leader.epoch
         crash = await strike(self.stage, leader)
         self._view.event(
-            f"kill -9 {leader.node}, the leader: {len(crash.blocked)} transactions are prepared in all three databases, "
-            "no decision has arrived"
+            f"kill -9 {leader.node}, the leader: {len(crash.blocked)} transactions are prepared in all three databases "
+            "and have heard no decision"
         )
         return crash
 

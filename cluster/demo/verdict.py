@@ -146,7 +146,7 @@ def _checks(evidence: Evidence, report: Report, placed: dict[str, str]) -> Itera
             name=f"what {crash.node} had decided was carried out",
             ok=bool(crash.decided) and not undone and None not in (crash.leader, crash.finished_after_s),
             detail=_few(undone)
-            or f"{len(crash.decided)} of {len(crash.blocked)} blocked transactions; all are finished",
+            or f"{len(crash.decided)} commits; all {len(crash.blocked)} blocked transactions are finished",
         )
 
 

@@ -1,0 +1,140 @@
+"""The demo keeps its promise, its verdict can fail, and it leaves nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import apsw
+import pytest
+
+from cluster.demo.load import Told
+from cluster.demo.show import Options, replicated, run
+from cluster.demo.verdict import Evidence, judge
+from cluster.demo.view import View
+
+pytestmark = pytest.mark.processes
+
+OUTLAST = [sys.executable, "-P", "-m", "cluster.cli"]
+
+
+def execute(database: Path, sql: str) -> None:
+    connection = apsw.Connection(str(database))
+    connection.execute(sql)
+    connection.close()
+
+
+def failing(evidence: Evidence, shop: Path) -> list[str]:
+    return [check.name for check in judge(evidence, shop).checks if not check.ok]
+
+
+async def test_a_short_demo_and_a_verdict_that_can_fail(tmp_path: Path) -> None:
+    evidence = await replicated(tmp_path, Options(seconds=4, seed=1), View(), seed=1)
+    shop = tmp_path / "shop"
+    verdict = judge(evidence, shop)
+    assert verdict.ok, list(verdict.failures())
+    assert len(evidence.crashes) == 2
+    for crash in evidence.crashes:
+        assert len(crash.blocked) >= 3
+        assert crash.decided
+        assert crash.leader_after_s is not None
+        assert crash.finished_after_s is not None
+    assert verdict.report.orders == evidence.count("committed") > 0
+    assert evidence.count("refused") > 0
+    assert verdict.report.in_doubt == 0
+
+    # What customers were told is taken at their word.
+    placed = next(told for told in evidence.told if told.outcome == "committed")
+    refused = next(told for told in evidence.told if told.outcome == "refused")
+
+    def with_told(old: Told, new: Told) -> Evidence:
+        return replace(evidence, told=tuple(new if told is old else told for told in evidence.told))
+
+    assert failing(with_told(placed, replace(placed, outcome="refused")), shop) == ["nothing else is there"]
+    lied = with_told(refused, replace(refused, outcome="committed"))
+    assert failing(lied, shop) == ["what was told committed is there, once"]
+    assert failing(with_told(placed, replace(placed, outcome="error")), shop) == [
+        "every customer got an answer",
+        "nothing else is there",
+    ]
+    assert failing(replace(evidence, begun=evidence.begun + 1), shop) == ["every customer got an answer"]
+    crash = evidence.crashes[0]
+    undone = replace(crash, decided=(*crash.decided, "local-1-999999"))
+    assert failing(replace(evidence, crashes=(undone,)), shop) == [f"what {crash.node} had decided was carried out"]
+
+    # Each way in which a database could be wrong.
+    assert placed.order
+    execute(shop / "inventory.db", "UPDATE stock SET available = available + 1 WHERE sku = 'sku-0'")
+    assert failing(evidence, shop) == ["money and stock add up"]
+    execute(shop / "inventory.db", "UPDATE stock SET available = available - 1 WHERE sku = 'sku-0'")
+    assert failing(evidence, shop) == []
+    execute(shop / "payments.db", f"DELETE FROM charge WHERE order_id = '{placed.order}'")
+    assert failing(evidence, shop) == ["money and stock add up"]
+    execute(shop / "orders.db", f"DELETE FROM purchase WHERE order_id = '{placed.order}'")
+    assert "what was told committed is there, once" in failing(evidence, shop)
+
+
+async def test_the_contrast_stays_blocked_until_its_restart(tmp_path: Path) -> None:
+    verdict, contrast = await run(tmp_path, Options(seconds=3, outage_s=1.0, seed=2), View())
+    assert verdict.ok, list(verdict.failures())
+    assert contrast is not None
+    assert contrast.ok, list(contrast.failures())
+    (crash,) = contrast.evidence.crashes
+    assert crash.finished_after_s is not None
+    # Nobody else could finish them: this is no timing, but the order of events.
+    assert contrast.evidence.longest_prepared_s >= crash.finished_after_s >= 1.0
+
+
+def test_the_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*OUTLAST, "demo", "--seconds", "4", "--no-contrast", "--json"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
+    verdict = json.loads(done.stdout)
+    assert verdict["ok"]
+    assert verdict["alone"] is None
+    assert verdict["replicated"]["in_doubt"] == 0
+    assert verdict["replicated"]["client_errors"] == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_demo_cleans_up(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*OUTLAST, "demo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    while "kill -9" not in (line := process.stdout.readline()):
+        assert line, process.communicate()[1]
+    pids = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path) in read(path)]
+    assert len(pids) >= 5
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "interrupted" in stderr
+    assert list(tmp_path.iterdir()) == []
+    deadline_s = time.monotonic() + 10
+    while any(str(tmp_path) in read(Path(f"/proc/{pid}/cmdline")) for pid in pids):
+        assert time.monotonic() < deadline_s, "a process is left"
+        time.sleep(0.02)
+
+
+def read(path: Path) -> str:
+    """The command line of a process; empty when it has ended meanwhile."""
+    try:
+        return path.read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
