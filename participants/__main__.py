@@ -2,17 +2,17 @@
 
 import argparse
 import importlib
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from participants.arguments import add_server_arguments, server_settings
+from participants.arguments import add_server_arguments, serve_or_explain, server_settings
 from participants.manager import ResourceManager
 from participants.null import NullManager
 from participants.operations import Operations
-from participants.server import run
 from participants.settings import SettingsError
 from participants.sqlite import SqliteManager
+
+__all__ = ["add_server_arguments", "load_operations", "main", "server_settings"]
 
 
 def load_operations(reference: str) -> Operations:
@@ -38,15 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     sqlite.add_argument("--schema", type=Path, help="an SQL script that runs at every start")
     add_server_arguments(sqlite)
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     manager: ResourceManager
     if arguments.kind == "null":
         manager = NullManager()
     else:
         schema = "" if arguments.schema is None else arguments.schema.read_text()
         manager = SqliteManager(arguments.database, load_operations(arguments.operations), schema=schema)
-    run(manager, host=arguments.host, port=arguments.port, settings=server_settings(arguments))
-    return 0
+    return serve_or_explain(manager, arguments)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,17 @@
 """What every command that serves a participant takes from its command line."""
 
 import argparse
+import logging
+import sys
 from pathlib import Path
 
-from participants.settings import ServerSettings
+import apsw
+
+from participants.manager import ResourceManager
+from participants.record_file import AlreadyOpen
+from participants.server import run
+from participants.settings import ServerSettings, SettingsError
+from participants.sqlite import SchemaUnfit
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,3 +40,17 @@ def server_settings(arguments: argparse.Namespace) -> ServerSettings:
         caller_token=token(arguments.caller_token_file),
         coordinator_token=token(arguments.coordinator_token_file),
     )
+
+
+def serve_or_explain(manager: ResourceManager, arguments: argparse.Namespace) -> int:
+    """Serves `manager` as `arguments` say until SIGTERM; the exit status.
+
+    What its owner can put right is explained in one line; anything else is a defect, and keeps its traceback.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        run(manager, host=arguments.host, port=arguments.port, settings=server_settings(arguments))
+    except (AlreadyOpen, SchemaUnfit, SettingsError, OSError, apsw.Error) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

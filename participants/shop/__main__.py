@@ -2,12 +2,10 @@
 
 import argparse
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from participants.arguments import add_server_arguments, server_settings
-from participants.server import run
+from participants.arguments import add_server_arguments, serve_or_explain
 from participants.shop import SERVICES, audit, inventory, orders, payments
 
 
@@ -48,10 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = audit(arguments.data)
         print(json.dumps(report.to_plain(), indent=2))
         return 0 if report.ok else 1
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    manager = SERVICES[arguments.command].manager(arguments.data)
-    run(manager, host=arguments.host, port=arguments.port, settings=server_settings(arguments))
-    return 0
+    return serve_or_explain(SERVICES[arguments.command].manager(arguments.data), arguments)
 
 
 if __name__ == "__main__":
