@@ -4,6 +4,7 @@ No pickle, here or anywhere: what is decoded here can only become the records th
 """
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -95,7 +96,7 @@ class RecordCodec:
     def from_plain(self, plain: object) -> Any:
         """The record that `to_plain` was given. Raises `Malformed`."""
         if not isinstance(plain, list) or not plain or type(plain[0]) is not int:
-            raise Malformed(f"not a tagged record: {plain!r:.80}")
+            raise Malformed(f"not a tagged record: {_shown(plain)}")
         kind = self._types.get(plain[0])
         if kind is None:
             raise Malformed(f"unknown record tag {plain[0]}")
@@ -110,19 +111,24 @@ class RecordCodec:
 
     def _value(self, kind: type, field: _Field, plain: object) -> object:
         value: object = plain
-        if isinstance(plain, list):
-            # Only a field that holds a tuple of records, or one record, is a list.
-            value = self.from_plain(plain) if field.item is None else tuple(self.from_plain(part) for part in plain)
-            if field.item is not None and not all(type(part) is field.item for part in value):
+        if isinstance(plain, list) and field.item is not None:
+            # The only nesting there is: how deep decoding goes is up to the records, and never to the bytes.
+            value = tuple(self.from_plain(part) for part in plain)
+            if not all(type(part) is field.item for part in value):
                 raise Malformed(f"{kind.__name__}.{field.name} holds something else than {field.item.__name__}")
-        elif field.enum is not None and plain is not None:
+        elif field.enum is not None and isinstance(plain, str):
             try:
                 value = field.enum(plain)
             except ValueError as error:
                 raise Malformed(f"{kind.__name__}.{field.name}: {error}") from error
         if type(value) not in field.types:
-            raise Malformed(f"{kind.__name__}.{field.name} cannot be {plain!r:.40}")
+            raise Malformed(f"{kind.__name__}.{field.name} cannot be {_shown(plain)}")
         return value
+
+
+def _shown(value: object) -> str:
+    """Something of `value` for people; bounded in depth, too, because deep lists written out can exhaust the stack."""
+    return reprlib.repr(value)[:80]
 
 
 # ------------------------------------------------------------------------------------------------ JSON text
@@ -248,14 +254,14 @@ def answer_from_wire(message: Request, status: int, body: object) -> Answer:
             return StaleEpoch(gid=gid, branch=branch, epoch=epoch)
         state = body.get("state")
         if isinstance(message, Prepare) or state not in ("working", "aborted", "committed", "unknown", "prepared"):
-            raise Malformed(f"409 with state {state!r:.40}")
+            raise Malformed(f"409 with state {_shown(state)}")
         return Contradicted(gid=gid, branch=branch, state=state)
     if status != 200:
         raise Malformed(f"status {status}")
     if not isinstance(message, Prepare):
         wanted = "committed" if isinstance(message, Commit) else "aborted"
         if body.get("state") != wanted:
-            raise Malformed(f"state {body.get('state')!r:.40} where {wanted} was asked for")
+            raise Malformed(f"state {_shown(body.get('state'))} where {wanted} was asked for")
         return Acked(gid=gid, branch=branch)
     vote = body.get("vote")
     if vote == "refused":
@@ -265,7 +271,7 @@ def answer_from_wire(message: Request, status: int, body: object) -> Answer:
         reason = reason.encode(errors="replace").decode()[:_REASON_LIMIT]
         return Refused(gid=gid, branch=branch, reason=reason, retryable=retryable)
     if vote not in ("prepared", "read_only"):
-        raise Malformed(f"vote {vote!r:.40}")
+        raise Malformed(f"vote {_shown(vote)}")
     result = _json_bytes_of_foreign(body["result"]) if body.get("result") is not None else None
     if vote == "prepared":
         return Prepared(gid=gid, branch=branch, result=result)

@@ -428,24 +428,17 @@ class Ledger:
     def restore(self, state: bytes) -> None:
         """Become what `snapshot` froze. Raises `Malformed`, before anything has changed."""
         try:
-            plain = msgpack.unpackb(state, strict_map_key=False)
-            version, cluster, epoch, leader, floor, participants, keys, rows = plain
-        except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+            version, cluster, epoch, leader, floor, participants, keys, rows = msgpack.unpackb(state)
+            if version != STATE_VERSION or cluster != self.cluster:
+                raise Malformed("of another version, or of another cluster")
+            if not all(type(number) is int for number in (epoch, floor, *keys.values())):
+                raise Malformed("something else where a number should be")
+            names = _restored_participants(participants)
+            table, unfinished = _restored_table(rows)
+        except (ValueError, TypeError, AttributeError, msgpack.exceptions.UnpackException) as error:
             raise Malformed(f"not a state: {error}") from error
-        if version != STATE_VERSION or cluster != self.cluster:
-            raise Malformed(f"a state of version {version} of cluster {cluster!r}")
-        records = [RECORDS.from_plain(item) for item in participants]
-        table: dict[int, bytes | None] = {}
-        unfinished: dict[int, Transaction] = {}
-        for number, row in rows:
-            if isinstance(row, bytes):
-                table[number] = row
-            else:
-                table[number] = None
-                unfinished[number] = RECORDS.from_plain(row)
         self.epoch, self.leader, self.floor = epoch, leader, floor
-        self.participants = {record.name: record for record in records}
-        self.keys, self._table, self.unfinished = dict(keys), table, unfinished
+        self.participants, self.keys, self._table, self.unfinished = names, keys, table, unfinished
 
     def fork(self) -> "Ledger":
         """An independent copy, without a listener: for models that walk many futures of one state."""
@@ -454,6 +447,29 @@ class Ledger:
         copy.participants, copy.keys = dict(self.participants), dict(self.keys)
         copy.unfinished, copy._table = dict(self.unfinished), dict(self._table)
         return copy
+
+
+def _restored_participants(plain: Any) -> dict[str, Participant]:
+    participants = [RECORDS.from_plain(item) for item in plain]
+    if not all(isinstance(participant, Participant) for participant in participants):
+        raise Malformed("something else among the participants")
+    return {participant.name: participant for participant in participants}
+
+
+def _restored_table(rows: Any) -> tuple[dict[int, bytes | None], dict[int, Transaction]]:
+    table: dict[int, bytes | None] = {}
+    unfinished: dict[int, Transaction] = {}
+    for number, row in rows:
+        if type(number) is not int:
+            raise Malformed("something else where a number should be")
+        if isinstance(row, bytes):
+            table[number] = row
+            continue
+        txn = RECORDS.from_plain(row)
+        if not isinstance(txn, Transaction):
+            raise Malformed("something else among the transactions")
+        table[number], unfinished[number] = None, txn
+    return table, unfinished
 
 
 # ------------------------------------------------------------------------------------------------ ended, packed

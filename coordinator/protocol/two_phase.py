@@ -90,13 +90,11 @@ class TwoPhaseCommit:
             case ContradictionSeen():
                 if txn is None or txn.decision is None or txn.ended_at is not None:
                     return txn
-                return replace(
-                    txn,
-                    branches=tuple(
-                        replace(branch, contradiction=entry.state) if branch.name == entry.branch else branch
-                        for branch in txn.branches
-                    ),
+                branches = tuple(
+                    replace(branch, contradiction=entry.state) if branch.name == entry.branch else branch
+                    for branch in txn.branches
                 )
+                return txn if branches == txn.branches else replace(txn, branches=branches)
             case Ended():
                 if txn is None or txn.decision is None or txn.ended_at is not None:
                     return txn
@@ -137,8 +135,8 @@ def _supported(txn: Transaction, entry: Decided) -> bool:
     """A commit must rest on a vote of every branch, none of them a refusal. An abort needs nothing: it is presumed."""
     if entry.decision is Decision.ABORT:
         return True
-    voted = {vote.branch for vote in entry.votes if vote.vote is not VoteKind.REFUSED}
-    return voted >= {branch.name for branch in txn.branches}
+    votes = {vote.branch: vote.vote for vote in entry.votes}
+    return all(votes.get(branch.name, VoteKind.REFUSED) is not VoteKind.REFUSED for branch in txn.branches)
 
 
 def _begin(entry: Begun, header: Header) -> Transaction:
