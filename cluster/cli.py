@@ -134,6 +134,9 @@ def _add_cluster_commands(commands: "_Commands[argparse.ArgumentParser]") -> Non
         "outlast status",
         "outlast status --json | jq .leader",
     )
+    status.add_argument(
+        "--wait", type=_seconds, default=2.0, metavar="S", help="seconds to wait for a leader (%(default)g)"
+    )
     _data(status)
     _json(status)
 

@@ -28,6 +28,7 @@ TERM_GRACE_S: Final = 10.0
 """Seconds that a process has between being asked to stop and being killed."""
 
 _KILL_WAIT_S: Final = 10.0
+_STOP_WAIT_S: Final = 5.0
 
 
 class ProcessTrouble(Exception):
@@ -199,9 +200,17 @@ class Process:
         return True
 
     def pause(self) -> bool:
-        """SIGSTOP. False when it is not running."""
+        """SIGSTOP; on return it stands still. False when it is not running."""
         identity = self.identity
-        return identity is not None and identity.signal(signal.SIGSTOP)
+        if identity is None or not identity.signal(signal.SIGSTOP):
+            return False
+        # The signal is on its way to each of its threads, for well below a millisecond.
+        deadline_s = time.monotonic() + _STOP_WAIT_S
+        while identity.alive and not identity.paused:
+            if time.monotonic() > deadline_s:
+                raise ProcessTrouble(f"{self.name} (pid {identity.pid}) was sent SIGSTOP and does not stand still")
+            time.sleep(0.0005)
+        return identity.alive
 
     def resume(self) -> bool:
         """SIGCONT. False when it is not running."""

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import shlex
 import signal
 import sys
@@ -162,7 +163,7 @@ def status(arguments: argparse.Namespace) -> int:
 
 async def _status(arguments: argparse.Namespace) -> int:
     cluster = LocalCluster.open(arguments.data)
-    leader = await cluster.leader()
+    leader = await _leader(cluster, arguments.wait)
     answers = await asyncio.gather(*(_ask(cluster, node) for node in cluster.nodes))
     rows: list[dict[str, Any]] = []
     for node, answer in zip(cluster.nodes, answers, strict=True):
@@ -196,7 +197,7 @@ async def _status(arguments: argparse.Namespace) -> int:
         for row in rows:
             role = row["role"] or ("does not answer" if row["state"] == "running" else "")
             detail = f"epoch {row['epoch']}, {row['in_flight']} in flight" if row["role"] else ""
-            print(f"  {row['id']:<12}{row['url']:<24}{_state(row):<18}{role:<10}{detail}".rstrip())
+            print(f"  {row['id']:<12}{row['url']:<24}{_state(row):<21}{role:<10}{detail}".rstrip())
         for row in services:
             print(f"  {row['id']:<12}{row['url']:<24}{_state(row)}")
     return _judge(cluster, leader, arguments.data)
@@ -213,6 +214,15 @@ def _judge(cluster: LocalCluster, leader: Leader | None, data: Path) -> int:
         hint = f"start one with `outlast start {down} --data {data}`"
         return complain(f"{needed} of {len(cluster.nodes)} nodes are needed, {len(running)} runs; {hint}", FAILED)
     return OK if leader is not None else complain("there is no leader yet; ask again in a second", FAILED)
+
+
+async def _leader(cluster: LocalCluster, wait_s: float) -> Leader | None:
+    """Who leads, or will within `wait_s`: right after a kill the others still have to agree on somebody."""
+    if len(cluster.running) <= len(cluster.nodes) // 2:
+        return await cluster.leader()
+    with contextlib.suppress(ProcessTrouble):  # that there is none is told in the answer
+        return await cluster.wait_for_leader(within_s=wait_s)
+    return None
 
 
 async def _ask(cluster: LocalCluster, node: str) -> dict[str, Any] | None:

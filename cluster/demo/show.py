@@ -114,8 +114,7 @@ class _Scene:
         self.epoch = leader.epoch
         crash = await strike(self.stage, leader)
         self._view.event(
-            f"kill -9 {leader.node}, the leader: {len(crash.blocked)} transactions are prepared in all three databases "
-            "and have heard no decision"
+            f"kill -9 {leader.node}, the leader: {len(crash.blocked)} transactions prepared everywhere, none told"
         )
         return crash
 
@@ -136,6 +135,8 @@ class _Scene:
             if time.monotonic() > deadline_s:
                 break
             await asyncio.sleep(_LOOK_S)
+        self._drawing.cancel()
+        self._view.show(await self._picture())
         load = self._load
         return Evidence(
             nodes=len(self.stage.cluster.nodes),

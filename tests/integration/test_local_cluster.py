@@ -325,6 +325,7 @@ def test_no_orphans_when_the_command_itself_is_killed(up: Callable[..., Up]) -> 
     outlast("start", "n1", "--data", one.data)
     processes += identities(one.data)
     processes[1].signal(signal.SIGSTOP)
+    eventually(lambda: processes[1].paused, "it stands still")
     one.process.kill()
     gone(processes)
     # And the folder is free at once.
