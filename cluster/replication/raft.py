@@ -649,6 +649,9 @@ class RaftLog:
         if self._ended is not None:
             return Leadership(term=replica.term, leader=None, is_leader=False)
         leader = replica._getLeader()
+        if leader is not None and leader is not self._self and not replica.is_connected(leader):
+            # Without any connection pysyncobj does not campaign, and would believe in the last leader for ever.
+            leader = None
         return Leadership(
             term=replica.term, leader=None if leader is None else leader.id, is_leader=bool(replica._isLeader())
         )
@@ -738,10 +741,11 @@ class RaftLog:
     def _disconnected(self, peer: str) -> None:
         assert self._replica is not None
         self._replica.disconnect(self._peers[peer])
+        self._wake()
 
     def _refused(self, peer: str) -> None:
         """If this was the leader: elect another, the survivors one after the other."""
-        if self._ended is not None or self._replica is None or self.leadership().leader != peer:
+        if self._ended is not None or self._replica is None or self._replica._getLeader() != self._peers[peer]:
             return
         rank = sum(1 for id_ in self._peers if id_ != peer and id_ < self._node)
         self._replica.campaign_within(rank * self._settings.death_step_s)

@@ -230,6 +230,16 @@ async def test_without_a_majority_proposals_end_unknown_and_the_leader_steps_dow
         assert [one for one in machine.commands if one != b"late"] == [b"first", b"last"]
 
 
+async def test_a_follower_that_is_left_alone_knows_no_leader(raft: World) -> None:
+    await raft.commit(b"first")
+    leader = await raft.leader()
+    log = raft.logs[left := next(node for node in raft.nodes if node != leader)]
+    await until(lambda: log.leadership().leader == leader)
+    await raft.stop(*[node for node in raft.nodes if node != left])
+    await until(lambda: log.leadership().leader is None)
+    await until(lambda: raft.told[left][-1] == log.leadership(), "it is told, too")
+
+
 async def test_an_address_in_use_is_told_at_the_start(raft: World) -> None:
     twin = raft.make("n1")
     with pytest.raises(OSError, match="in use"):
