@@ -1,0 +1,450 @@
+"""`RaftLog` under virtual time: what needs a moment that no real cluster hits on demand."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from pysyncobj import FAIL_REASON
+from pysyncobj.journal import MemoryJournal
+
+from cluster.replication import raft
+from cluster.replication.guard import LogDiverged, Message
+from cluster.replication.log import Leadership, NotProposed, ProposalUnknown
+from cluster.replication.raft import RaftLog, RaftSettings
+from cluster.replication.transport import Handlers
+from tests.simulation.network import Network
+from tests.simulation.replicas import NODES, Cluster, Recorder
+from tests.simulation.virtual import VirtualLoop, run
+
+
+class ByHand:
+    """A transport whose other ends are the test."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, Message]] = []
+        self.handlers: Handlers | None = None
+        self.frame_bytes_max = 2**30
+        self.stopped = False
+
+    async def start(self, handlers: Handlers) -> None:
+        self.handlers = handlers
+        for peer in ("n2", "n3"):
+            handlers.connected(peer)
+
+    def send(self, peer: str, term: int, message: Message) -> bool:
+        self.sent.append((peer, message))
+        return True
+
+    def connected(self) -> frozenset[str]:
+        return frozenset({"n2", "n3"})
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+    def said(self, kind: str) -> list[Message]:
+        return [message for _peer, message in self.sent if message["type"] == kind]
+
+
+class Alone:
+    """n1 of three, among nodes that are the test."""
+
+    def __init__(self, loop: VirtualLoop, *, journal: Any = None, **settings: Any) -> None:
+        self.loop = loop
+        self.transport = ByHand()
+        self.machine = Recorder()
+        self.told: list[Leadership] = []
+        self.fatal: list[BaseException] = []
+        self.journal = journal or MemoryJournal()
+        self.log = RaftLog(
+            node="n1",
+            peers=["n2", "n3"],
+            transport=self.transport,
+            journal=lambda: self.journal,
+            settings=RaftSettings(**settings),
+            clock=loop,
+            on_fatal=self.fatal.append,
+        )
+
+    async def start(self) -> None:
+        await self.log.start(self.machine, self.told.append)
+
+    def hear(self, peer: str, sender_term: int, /, **message: Any) -> None:
+        assert self.transport.handlers is not None
+        self.transport.handlers.message(peer, sender_term, message)
+
+    def heartbeat(self, term: int = 1, peer: str = "n2", **changed: Any) -> None:
+        fields = {"term": term, "commit_index": 1, "prevLogIdx": 1, "prevLogTerm": 0, "entries": ()}
+        self.hear(peer, term, type="append_entries", **(fields | changed))
+
+    def acknowledge(self, next_index: int, peer: str = "n2") -> None:
+        term = self.log.leadership().term
+        self.hear(peer, term, type="next_node_idx", next_node_idx=next_index, reset=False, success=True)
+
+    async def lead(self) -> None:
+        """Have it elected, and its first entry committed."""
+        while not self.transport.said("request_vote"):  # noqa: ASYNC110 - virtual time costs nothing
+            await asyncio.sleep(0.01)
+        self.hear("n2", 1, type="response_vote", term=1)
+        assert self.log.leadership().is_leader
+        self.acknowledge(3)
+        await asyncio.sleep(0)
+
+
+def alone(scenario: Callable[[Alone], Coroutine[Any, Any, None]], *, journal: Any = None, **settings: Any) -> Alone:
+    async def main(loop: VirtualLoop, rng: random.Random) -> Alone:
+        node = Alone(loop, journal=journal, **settings)
+        await node.start()
+        await scenario(node)
+        await node.log.stop()
+        return node
+
+    return run(1, main)
+
+
+# Elections.
+
+
+async def _stall(node: Alone) -> None:
+    node.heartbeat()
+    await asyncio.sleep(0.1)
+    node.heartbeat()
+    # The loop stands still for a second, with a heartbeat in the socket: the next poll will read it.
+    node.loop._virtual.now_s += 1.0
+    node.loop.call_soon(node.loop.call_soon, node.heartbeat)
+    await asyncio.sleep(0.1)
+
+
+def test_after_a_stall_what_has_arrived_is_read_before_anyone_is_deposed() -> None:
+    node = alone(_stall)
+    assert not node.transport.said("request_vote")
+    assert node.told[-2].leader == "n2"
+
+
+def test_else_a_healthy_leader_would_be_deposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raft, "_READS_BEFORE_A_LATE_TURN", 0)
+    assert alone(_stall).transport.said("request_vote")
+
+
+def _failover_s(seed: int, monkeypatch: pytest.MonkeyPatch | None) -> float:
+    """How long a cluster whose leader dies has none; without the news of the death if there is a monkeypatch."""
+
+    async def main(loop: VirtualLoop, rng: random.Random) -> float:
+        cluster = Cluster(loop, rng)
+        for node in NODES:
+            await cluster.start(node)
+        await cluster.until(lambda: cluster.leader() is not None)
+        await asyncio.sleep(rng.uniform(0.5, 1.0))
+        leader = cluster.leader()
+        assert leader is not None
+        await cluster.kill(leader)
+        died_s = loop.time()
+        await cluster.until(lambda: cluster.leader() is not None)
+        took_s = loop.time() - died_s
+        for log in cluster.logs.values():
+            await log.stop()
+        return took_s
+
+    with contextlib.ExitStack() as stack:
+        if monkeypatch is not None:
+            stack.enter_context(monkeypatch.context()).setattr(Network, "_refuse", lambda *_: None)
+        return run(seed, main)
+
+
+def test_a_dead_leaders_successor_does_not_wait_for_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = RaftSettings()
+    told = [_failover_s(seed, None) for seed in range(20)]
+    untold = [_failover_s(seed, monkeypatch) for seed in range(20)]
+    assert max(told) < settings.election_min_s - settings.heartbeat_s
+    assert min(untold) > settings.election_min_s - 2 * settings.heartbeat_s
+    assert max(untold) < 1.0
+
+
+def test_the_death_of_a_follower_elects_nobody() -> None:
+    async def scenario(node: Alone) -> None:
+        node.heartbeat()
+        assert node.transport.handlers is not None
+        node.transport.handlers.refused("n3")
+        await asyncio.sleep(0.1)
+
+    assert not alone(scenario).transport.said("request_vote")
+
+
+def test_one_vote_that_arrives_twice_elects_nobody() -> None:
+    """Of five nodes three must agree. (Three nodes cannot show it: there one vote of another is enough.)"""
+
+    async def main(loop: VirtualLoop, rng: random.Random) -> None:
+        transport = ByHand()
+        log = RaftLog(node="n1", peers=["n2", "n3", "n4", "n5"], transport=transport, journal=MemoryJournal, clock=loop)
+        await log.start(Recorder(), lambda _now: None)
+        while not transport.said("request_vote"):  # noqa: ASYNC110 - virtual time costs nothing
+            await asyncio.sleep(0.01)
+        assert transport.handlers is not None
+        for _ in range(3):
+            transport.handlers.message("n2", 1, {"type": "response_vote", "term": 1})
+        assert not log.leadership().is_leader
+        transport.handlers.message("n3", 1, {"type": "response_vote", "term": 1})
+        assert log.leadership().is_leader
+        await log.stop()
+
+    run(1, main)
+
+
+# Proposals.
+
+
+def test_who_loses_leadership_answers_at_once_and_with_what_it_knows() -> None:
+    async def scenario(node: Alone) -> None:
+        await node.lead()
+        known, unknown = node.log.propose(b"known"), node.log.propose(b"unknown")
+        await asyncio.sleep(0.05)
+        late = node.log.propose(b"late")  # waits in the queue, when the news comes
+        began_s = node.loop.time()
+        # n3 leads: it has the first of the two, and has committed it.
+        entries = ((b"\0known", 3, 1), (b"\1", 4, 2))
+        node.heartbeat(2, "n3", prevLogIdx=2, prevLogTerm=1, entries=entries, commit_index=3)
+        with pytest.raises(NotProposed):
+            await node.log.propose(b"too late")
+        assert await known == 1
+        with pytest.raises(ProposalUnknown):
+            await unknown
+        with pytest.raises(NotProposed):
+            await late
+        assert node.loop.time() == began_s
+        assert node.machine.commands == [b"known"]
+        assert node.told[-1] == Leadership(term=2, leader="n3", is_leader=False)
+
+    alone(scenario)
+
+
+def test_a_proposal_has_its_own_end() -> None:
+    async def scenario(node: Alone) -> None:
+        await node.lead()
+        future = node.log.propose(b"x")
+        began_s = node.loop.time()
+        while not future.done():
+            node.acknowledge(3)  # alive, and never holds it
+            await asyncio.sleep(0.05)
+        assert isinstance(future.exception(), ProposalUnknown)
+        assert 2.5 <= node.loop.time() - began_s < 2.6
+        assert node.log.leadership().is_leader
+        node.acknowledge(4)
+        await asyncio.sleep(0.05)
+        assert node.machine.commands == [b"x"]
+
+    alone(scenario)
+
+
+def test_a_leader_that_hears_from_nobody_steps_down() -> None:
+    async def scenario(node: Alone) -> None:
+        await node.lead()
+        future = node.log.propose(b"x")
+        began_s = node.loop.time()
+        with pytest.raises(ProposalUnknown, match="no longer leads"):
+            await future
+        assert 0.9 < node.loop.time() - began_s < 1.2
+
+    node = alone(scenario)
+    assert [now.is_leader for now in node.told].count(True) == 1
+
+
+def test_the_queue_is_bounded() -> None:
+    async def scenario(node: Alone) -> None:
+        await node.lead()
+        futures = [node.log.propose(b"x") for _ in range(4)]
+        await asyncio.sleep(0)
+        assert [future.done() for future in futures] == [False, False, False, True]
+        assert isinstance(futures[3].exception(), NotProposed)
+        node.acknowledge(6)
+        assert await asyncio.gather(*futures[:3]) == [1, 2, 3]
+
+    alone(scenario, proposals_max=3)
+
+
+@pytest.mark.parametrize("name", [name for name in vars(FAIL_REASON) if name.isupper() and name != "SUCCESS"])
+def test_only_three_reasons_are_definite(name: str) -> None:
+    async def scenario(node: Alone) -> None:
+        await node.lead()
+        future = asyncio.get_running_loop().create_future()
+        node.log._answered(future, None, getattr(FAIL_REASON, name))
+        definite = name in {"QUEUE_FULL", "MISSING_LEADER", "REQUEST_DENIED"}
+        assert isinstance(future.exception(), NotProposed if definite else ProposalUnknown)
+
+    alone(scenario)
+
+
+def test_one_message_is_outstanding_and_carries_all_that_has_come() -> None:
+    async def scenario(node: Alone) -> None:
+        await node.lead()
+        node.transport.sent.clear()
+        futures = []
+        for number in range(10):
+            futures.append(node.log.propose(b"%d" % number))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        to_two = [message["entries"] for peer, message in node.transport.sent if peer == "n2"]
+        assert [len(entries) for entries in to_two] == [1]
+        node.acknowledge(4)
+        await asyncio.sleep(0)
+        to_two = [message["entries"] for peer, message in node.transport.sent if peer == "n2"]
+        assert [len(entries) for entries in to_two] == [1, 9]
+        node.acknowledge(13)
+        assert await asyncio.gather(*futures) == list(range(1, 11))
+
+    alone(scenario)
+
+
+def test_what_is_never_answered_is_sent_again() -> None:
+    async def scenario(node: Alone) -> None:
+        await node.lead()
+        node.log.propose(b"x").cancel()
+        node.transport.sent.clear()
+        for _ in range(40):
+            node.acknowledge(3)
+            await asyncio.sleep(0.05)
+        with_it = [message for peer, message in node.transport.sent if peer == "n2" and message["entries"]]
+        assert len(with_it) == 2
+        assert with_it[0]["entries"] == with_it[1]["entries"]
+
+    alone(scenario)
+
+
+def test_a_stale_denial_does_not_send_it_forward_again() -> None:
+    async def scenario(node: Alone) -> None:
+        await node.lead()
+        node.acknowledge(3, "n3")
+        for number in range(10):
+            node.log.propose(b"%d" % number).cancel()
+        await asyncio.sleep(0.01)
+        node.acknowledge(13, "n3")
+        denial = {"type": "next_node_idx", "reset": True, "success": False}
+        node.transport.sent.clear()
+        node.hear("n3", 1, next_node_idx=5, **denial)
+        await asyncio.sleep(0.01)
+        node.hear("n3", 1, next_node_idx=11, **denial)  # of a message sent before
+        await asyncio.sleep(0.1)
+        firsts = [message["prevLogIdx"] for peer, message in node.transport.sent if peer == "n3"]
+        assert set(firsts) == {4}
+
+    alone(scenario)
+
+
+def test_a_long_log_is_replayed_in_slices_and_heartbeats_are_answered_meanwhile() -> None:
+    journal = MemoryJournal()
+    journal.add(b"\1", 1, 0)
+    for index in range(2, 5002):
+        journal.add(b"\0x", index, 1)
+
+    async def scenario(node: Alone) -> None:
+        node.heartbeat(prevLogIdx=5001, prevLogTerm=1, commit_index=5001)
+        counts = []
+        while len(node.machine.commands) < 5000:
+            await asyncio.sleep(0)
+            counts.append(len(node.machine.commands))
+        assert max(later - earlier for earlier, later in zip([0, *counts], counts, strict=False)) == 100
+        assert node.loop.time() < 0.25
+
+    alone(scenario, journal=journal, apply_entries_max=100)
+
+
+# The end.
+
+
+def test_a_journal_that_cannot_be_written_stops_the_node() -> None:
+    class Full(MemoryJournal):  # type: ignore[misc]
+        def add(self, command: bytes, idx: int, term: int) -> None:
+            if idx > 2:
+                raise OSError(28, "no space left on device")
+            super().add(command, idx, term)
+
+    async def scenario(node: Alone) -> None:
+        await node.lead()
+        with pytest.raises(ProposalUnknown):
+            await node.log.propose(b"x")
+        await asyncio.sleep(0.01)
+        assert [type(error) for error in node.fatal] == [OSError]
+        assert node.transport.stopped
+        assert node.told[-1] == Leadership(term=1, leader=None, is_leader=False)
+        before = len(node.transport.sent)
+        await asyncio.sleep(2.0)
+        assert len(node.transport.sent) == before
+
+    alone(scenario, journal=Full())
+
+
+def test_logs_that_have_diverged_stop_the_node() -> None:
+    async def scenario(node: Alone) -> None:
+        entries = ((b"\0x", 2, 1), (b"\0y", 3, 1))
+        node.heartbeat(1, entries=entries, commit_index=3)
+        await asyncio.sleep(0.01)
+        assert node.machine.commands == [b"x", b"y"]
+        node.heartbeat(2, "n3", prevLogIdx=2, prevLogTerm=1, entries=((b"\0z", 3, 2),))
+        await asyncio.sleep(0.01)
+        assert [type(error) for error in node.fatal] == [LogDiverged]
+        assert node.journal[-1] == (b"\0y", 3, 1)
+
+    alone(scenario)
+
+
+def test_a_handover_is_bounded() -> None:
+    async def scenario(node: Alone) -> None:
+        await node.lead()
+        opened = node.log.propose(b"x")
+        began_s = node.loop.time()
+        handover = asyncio.get_running_loop().create_task(node.log.transfer())
+        await asyncio.sleep(0)
+        with pytest.raises(NotProposed, match="hands leadership over"):
+            await node.log.propose(b"y")
+        while not handover.done():
+            node.acknowledge(3)  # the target never holds all
+            await asyncio.sleep(0.05)
+        assert not handover.result()
+        assert 2.0 <= node.loop.time() - began_s < 2.1
+        node.acknowledge(4)
+        assert await opened == 1
+        assert not node.transport.said("timeout_now")
+
+    alone(scenario)
+
+
+def test_a_handover_to_who_does_not_take_it_goes_on_here() -> None:
+    async def scenario(node: Alone) -> None:
+        await node.lead()
+        handover = asyncio.get_running_loop().create_task(node.log.transfer())
+        while not handover.done():
+            node.acknowledge(3)
+            await asyncio.sleep(0.05)
+        assert not handover.result()
+        assert node.transport.said("timeout_now")
+        node.log.propose(b"x").cancel()
+        assert node.log.leadership().is_leader
+
+    alone(scenario)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"heartbeat_s": 0.1},
+        {"election_spread_s": 0.2},
+        {"death_step_s": 0.2},
+        {"leader_fallback_s": 0.2},
+        {"proposal_timeout_s": 0.5},
+        {"tick_s": 0.06},
+        {"stall_s": 0.005},
+        {"max_command_bytes": 0},
+    ],
+)
+def test_settings_know_their_relations(changed: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError):
+        replace(RaftSettings(), **changed)
+
+
+def test_a_transport_must_carry_the_largest_message() -> None:
+    transport = ByHand()
+    transport.frame_bytes_max = RaftSettings().message_bytes_max - 1
+    with pytest.raises(AssertionError):
+        RaftLog(node="n1", peers=["n2"], transport=transport, journal=MemoryJournal)
