@@ -4,6 +4,7 @@ Every node answers every call. What only the leader can know or do goes through 
 this node leads and at the leader when it does not.
 """
 
+import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
@@ -19,7 +20,16 @@ from coordinator import parsing, rendering
 from coordinator.codec import JSON_TYPE, json_bytes
 from coordinator.config import NodeConfig
 from coordinator.driver import Driver
-from coordinator.errors import NoLeader, NotFound, NotLeader, OutcomeUnknown, OutlastError, TooLarge, Unprocessable
+from coordinator.errors import (
+    NoLeader,
+    NotFound,
+    NotLeader,
+    OutcomeUnknown,
+    OutlastError,
+    SlowBody,
+    TooLarge,
+    Unprocessable,
+)
 from coordinator.ledger import Ledger
 from coordinator.metrics import Metrics
 from coordinator.protocol.transaction import Decision, Transaction
@@ -34,6 +44,9 @@ WAIT_HEADER: Final = "Outlast-Wait-Ms"
 
 PROBLEM_TYPE: Final = "application/problem+json"
 _OPEN_PATHS: Final = ("/healthz", "/readyz")
+_BODY_WITHIN_S: Final = 10.0
+"""Who sends more slowly is cut off: a body on its way holds memory and a connection."""
+
 _EXTRA_WAIT_S: Final = 1.0
 """A wait may outlive the transaction's own timeout by this much, so that it sees the abort that the timeout brings."""
 
@@ -310,7 +323,11 @@ class Api:
         length = request.content_length
         if length is not None and length > self._limits.max_body_bytes:
             raise TooLarge(f"the body exceeds {self._limits.max_body_bytes} bytes (max_body_bytes)")
-        return await request.read()
+        try:
+            async with asyncio.timeout(_BODY_WITHIN_S):
+                return await request.read()
+        except TimeoutError as error:
+            raise SlowBody(f"the body must arrive within {_BODY_WITHIN_S:g} s; nothing was done") from error
 
     def _patience_s(self, request: web.Request, own_s: float) -> float:
         """How long to wait: `own_s`, or what is left of it on the node that passed the request on."""

@@ -4,6 +4,7 @@ No pickle, here or anywhere: what is decoded here can only become the records th
 """
 
 import json
+import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -161,6 +162,26 @@ def json_value(text: bytes | str) -> Any:
         if isinstance(error, Malformed):
             raise
         raise Malformed(str(error)) from error
+
+
+MAX_NESTING: Final = 100
+"""Lists and objects within each other, in a payload or a result. Whoever takes it on its way, with whatever stack, in
+whatever language, must be able to read it; some stop at 128."""
+
+_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
+_BRACKET: Final = re.compile(rb"[\[\]{}]")
+
+
+def nested_too_deeply(text: bytes) -> bool:
+    """Whether JSON text exceeds `MAX_NESTING`."""
+    if text.count(b"[") + text.count(b"{") <= MAX_NESTING:
+        return False  # nearly always, and cheap
+    depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub(b"", text)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > MAX_NESTING:
+            return True
+    return False
 
 
 # ------------------------------------------------------------------------------------------------ participants' wire

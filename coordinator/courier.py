@@ -403,12 +403,13 @@ def valid_url(url: str) -> bool:
     """Whether a participant can be registered at `url`: plain http(s), a host, no user, query or fragment."""
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  # raises for a bad one
+        port = parts.port
     except ValueError:
         return False
     return (
         parts.scheme in ("http", "https")
         and bool(parts.hostname)
+        and port != 0
         and not parts.query
         and not parts.fragment
         and parts.username is None

@@ -64,6 +64,12 @@ class MethodNotAllowed(Definite):
     code, status, title = "method_not_allowed", 405, "Method not allowed"
 
 
+class SlowBody(Definite):
+    """The request's body did not arrive in time."""
+
+    code, status, title = "slow_body", 408, "Slow body"
+
+
 class Conflict(Definite):
     """It contradicts what is there."""
 

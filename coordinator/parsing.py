@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any, Final
 
-from coordinator.codec import Malformed, json_bytes, json_value
+from coordinator.codec import MAX_NESTING, Malformed, json_bytes, json_value, nested_too_deeply
 from coordinator.config import MAX_NAME, Limits, valid_name
 from coordinator.courier import valid_url
 from coordinator.driver import NewTransaction
@@ -78,7 +78,13 @@ def _branch(value: object, where: str, limits: Limits) -> BranchPlan:
         raise Unprocessable(
             f"{where}.branch must be 1 to {MAX_NAME} lower-case letters, digits and inner hyphens, letter first"
         )
-    payload = json_bytes(value.get("payload"))
+    try:
+        payload = json_bytes(value.get("payload"))
+    except ValueError as error:
+        # 1e999 is JSON, but reads as infinity.
+        raise BadRequest(f"{where}.payload holds a number that is too large") from error
+    if nested_too_deeply(payload):
+        raise Unprocessable(f"{where}.payload is nested more than {MAX_NESTING} deep", code="too_deep")
     if len(payload) > limits.max_payload_bytes:
         raise TooLarge(
             f"{where}.payload has {len(payload)} bytes; at most {limits.max_payload_bytes} (max_payload_bytes)"
@@ -138,7 +144,7 @@ def page(query: Mapping[str, str], limits: Limits) -> tuple[State | None, str | 
     state, limit = query.get("state") or None, query.get("limit", "100")
     if state is not None and state not in tuple(State):
         raise Unprocessable(f"state must be one of {', '.join(State)}")
-    if not limit.isascii() or not limit.isdigit() or not 0 < int(limit[:10]) <= limits.max_page:
+    if not limit.isascii() or not limit.isdigit() or len(limit) > 10 or not 0 < int(limit) <= limits.max_page:
         raise Unprocessable(f"limit must be a number from 1 to {limits.max_page} (max_page)")
     return State(state) if state is not None else None, query.get("after") or None, int(limit)
 
