@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -28,7 +28,7 @@ TERM_GRACE_S: Final = 10.0
 """Seconds that a process has between being asked to stop and being killed."""
 
 _KILL_WAIT_S: Final = 10.0
-_STOP_WAIT_S: Final = 5.0
+_SIGNAL_S: Final = 5.0
 
 
 class ProcessTrouble(Exception):
@@ -186,7 +186,10 @@ class Process:
         return True
 
     async def stop(self, *, grace_s: float = TERM_GRACE_S) -> bool:
-        """SIGTERM, and kill -9 when it is still there after `grace_s`. True when it ended by itself in time."""
+        """SIGTERM, and kill -9 when it is still there after `grace_s`. True when it ended by itself in time.
+
+        When this is cut short, what is still there is killed: nobody will be left to try again.
+        """
         identity = self.identity
         if identity is None:
             return True
@@ -197,6 +200,10 @@ class Process:
         except TimeoutError:
             await self.kill()
             return False
+        except asyncio.CancelledError:
+            identity.signal(signal.SIGKILL)
+            self._wait_for(lambda: not self.alive, "was sent SIGKILL and is still there")
+            raise
         return True
 
     def pause(self) -> bool:
@@ -204,12 +211,7 @@ class Process:
         identity = self.identity
         if identity is None or not identity.signal(signal.SIGSTOP):
             return False
-        # The signal is on its way to each of its threads, for well below a millisecond.
-        deadline_s = time.monotonic() + _STOP_WAIT_S
-        while identity.alive and not identity.paused:
-            if time.monotonic() > deadline_s:
-                raise ProcessTrouble(f"{self.name} (pid {identity.pid}) was sent SIGSTOP and does not stand still")
-            time.sleep(0.0005)
+        self._wait_for(lambda: identity.paused or not identity.alive, "was sent SIGSTOP and does not stand still")
         return identity.alive
 
     def resume(self) -> bool:
@@ -224,6 +226,14 @@ class Process:
             if time.monotonic() > deadline_s:
                 raise TimeoutError(f"{self.name} (pid {self.pid}) is still there after {within_s:g} s")
             await asyncio.sleep(POLL_S)
+
+    def _wait_for(self, holds: Callable[[], bool], otherwise: str) -> None:
+        """Block until a signal that cannot be caught has done its work: well below a millisecond, as a rule."""
+        deadline_s = time.monotonic() + _SIGNAL_S
+        while not holds():
+            if time.monotonic() > deadline_s:
+                raise ProcessTrouble(f"{self.name} (pid {self.pid}) {otherwise}")
+            time.sleep(0.0005)
 
     def log_tail(self, lines: int = 5) -> str:
         """The last lines that it wrote, for messages about why it is not there."""
@@ -242,11 +252,5 @@ def arguments(*parts: object) -> tuple[str, ...]:
 
 
 async def stop_all(processes: Sequence[Process], *, grace_s: float = TERM_GRACE_S) -> None:
-    """Stop them side by side; when this is cut short, kill what is left."""
-    try:
-        await asyncio.gather(*(process.stop(grace_s=grace_s) for process in processes))
-    finally:
-        for process in processes:
-            identity = process.identity
-            if identity is not None:
-                identity.signal(signal.SIGKILL)
+    """Stop them side by side."""
+    await asyncio.gather(*(process.stop(grace_s=grace_s) for process in processes))

@@ -19,6 +19,7 @@ from cluster.layout import read_layout, read_running
 from cluster.local import AlreadyRunning, LocalCluster, NotRunning, ProcessTrouble, Service
 from cluster.ports import free_ports
 from cluster.process import Identity
+from participants.shop.audit import audit
 
 pytestmark = pytest.mark.processes
 
@@ -284,6 +285,24 @@ def test_up_detached_kill_start_down(tmp_path: Path) -> None:
     assert "no node runs" in outlast("status", "--data", data, status=1).stderr
 
 
+def test_the_example_that_up_prints_works(tmp_path: Path) -> None:
+    data = tmp_path / "a shop"
+    printed = outlast("up", "--data", data, "--shop", "--detach").stdout
+    try:
+        example = printed[printed.index("  outlast tx submit") : printed.index("  outlast kill leader")]
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        for example_or_rest in (example, printed[printed.index("  outlast kill leader") :]):
+            done = subprocess.run(
+                example_or_rest, check=False, shell=True, env=environment, capture_output=True, text=True, timeout=60
+            )
+            assert done.returncode == 0, done.stderr
+        report = audit(data / "shop")
+        assert report.ok
+        assert report.orders == 1
+    finally:
+        outlast("down", "--data", data)
+
+
 def test_a_minority_is_no_success(tmp_path: Path) -> None:
     data = tmp_path / "c"
     outlast("up", "--data", data, "--detach")
@@ -303,6 +322,18 @@ def test_ctrl_c_stops_everything(up: Callable[..., Up], number: signal.Signals) 
     processes = one.wait_for_leader()
     os.kill(one.process.pid, number)
     assert one.ends()[0] == 0
+    assert not any(process.alive for process in processes)
+
+
+def test_a_second_ctrl_c_is_answered_with_kill(up: Callable[..., Up]) -> None:
+    one = up()
+    processes = one.wait_for_leader()
+    assert one.process.stderr is not None
+    one.process.send_signal(signal.SIGINT)
+    while "stopping" not in (line := one.process.stderr.readline()):
+        assert line
+    one.process.send_signal(signal.SIGINT)
+    assert one.ends()[0] in (0, 130)
     assert not any(process.alive for process in processes)
 
 
