@@ -252,7 +252,7 @@ class World:
         self._canonical: dict[int, tuple[int, tuple[int, ...]]] = {}
         self._appends: dict[tuple[int, Header, Entry], Log | None] = {}
         self._tallies_of = cache(self._tallies)
-        self._registry = patch.dict(PROTOCOLS, {"2pc": self.rules.protocol})  # type: ignore[arg-type]
+        self._registry = patch.dict(PROTOCOLS, {"2pc": self.rules.protocol})
 
     def __enter__(self) -> "World":
         # The ledger finds protocols by name; a variant has to be found under the real one.
@@ -607,7 +607,7 @@ class World:
         horizon = resource.observe(Horizon(epoch=site.epoch, floor=site.floor), gid, stamp)
         part = site.parts[message.txn]
         request = (
-            Prepare(gid=gid, branch="-", payload=b"1") if message.kind is Prepare else message.kind(gid=gid, branch="-")  # type: ignore[call-arg]
+            Prepare(gid=gid, branch="-", payload=b"1") if message.kind is Prepare else message.kind(gid=gid, branch="-")
         )
         step = self.rules.receive(Branch(state=part.state), horizon, request, stamp)
         site = site._replace(epoch=horizon.epoch, floor=horizon.floor)
