@@ -139,7 +139,7 @@ class Resolver:
             headers["Authorization"] = f"Bearer {self._settings.coordinator_token}"
         async with aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=self._settings.ask_within_s),
-            connector=aiohttp.TCPConnector(limit=self._settings.asks_at_once),
+            connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
         ) as session:

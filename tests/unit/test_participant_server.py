@@ -621,6 +621,18 @@ async def test_anything_but_an_outcome_leaves_it_prepared_and_asking(answer, cap
     assert len(alarms) == (1 if answer(0).status in (404, 410) else 0)
 
 
+async def test_a_redirect_is_not_followed():
+    async with Coordinator(committed) as elsewhere:
+        there = {"Location": f"{elsewhere.url}/v1/outcomes/shop-1-1"}
+        async with (
+            Coordinator(lambda _: web.Response(status=302, headers=there)) as node,
+            serving(coordinators=(node.url,), **FAST) as caller,
+        ):
+            await caller.send(prepare(1))
+            await until(lambda: node.asked["shop-1-1"] >= 3)
+        assert not elsewhere.asked
+
+
 async def test_coordinators_are_asked_in_turn_and_the_dead_are_passed_over():
     async with Coordinator(unknown) as first, Coordinator(lambda n: committed() if n > 1 else unknown()) as second:
         dead = "http://127.0.0.1:1"

@@ -1,6 +1,7 @@
 """SQLite as a resource manager: every trap of prepared work in a database that has no prepared transactions."""
 
 import asyncio
+import itertools
 import json
 import logging
 import sys
@@ -26,6 +27,7 @@ from coordinator.protocol.messages import (
 from participants.manager import Envelope, Unavailable
 from participants.operations import Operations, Refuse
 from participants.sqlite import AlreadyOpen, SchemaUnfit, SqliteBranch, SqliteManager, SqliteSettings
+from participants.sqlite_locks import _EXCLUDES, Mode
 from participants.sqlite_tables import Key, quoted
 
 SCHEMA = """
@@ -366,6 +368,29 @@ async def test_old_and_new_values_of_unique_columns_are_locked(bench):
     assert isinstance(await bench.prepare("UPDATE account SET email = 'x@shop' WHERE name = 'bob'"), Prepared)
 
 
+async def test_a_unique_value_that_is_about_to_go_takes_no_children(tmp_path):
+    more = "CREATE TABLE IF NOT EXISTS letter(id INTEGER PRIMARY KEY, email TEXT NOT NULL REFERENCES account(email));"
+    bench = Bench(tmp_path, schema=SCHEMA + more)
+    await bench.start()
+    await bench.prepare("UPDATE account SET email = 'new@shop' WHERE name = 'ann'")
+    assert locked(await bench.prepare("INSERT INTO letter VALUES (1, 'ann@shop')"))
+    await bench.stop()
+
+
+def test_the_modes_exclude_each_other_as_the_table_in_the_manual_says():
+    excludes = {(held, wanted) for held in Mode for wanted in _EXCLUDES[held]}
+    assert excludes == {(wanted, held) for held, wanted in excludes}
+    compatible = {frozenset(pair) for pair in itertools.product(Mode, Mode) if pair not in excludes}
+    assert compatible == {
+        frozenset({Mode.KEY_SHARE}),
+        frozenset({Mode.SHARE}),
+        frozenset({Mode.KEY_SHARE, Mode.SHARE}),
+        frozenset({Mode.KEY_SHARE, Mode.UPDATE}),
+    }
+    for weaker, stronger in itertools.pairwise(Mode):
+        assert _EXCLUDES[weaker] <= _EXCLUDES[stronger], "the strongest wish of a branch stands for all"
+
+
 async def test_nulls_do_not_collide(bench):
     assert isinstance(await bench.prepare("INSERT INTO account VALUES ('dee', 1, NULL)"), Prepared)
     assert isinstance(await bench.prepare("INSERT INTO account VALUES ('eve', 1, NULL)"), Prepared)
@@ -691,6 +716,9 @@ async def test_there_is_a_limit_to_what_is_prepared_and_to_its_size(tmp_path):
     assert [type(vote) for vote in votes] == [Prepared, Prepared, Refused]
     assert (votes[2].reason, votes[2].retryable) == ("too_many_prepared", True)
     await bench.abort(votes[0].gid)
+    again = await bench.prepare("INSERT INTO account VALUES ('n9', 1, NULL)")
+    assert isinstance(again, Prepared)
+    await bench.commit(again.gid)
     await bench.restart()
     assert isinstance(await bench.prepare(SPEND), Prepared)
     assert isinstance(await bench.prepare("DELETE FROM account WHERE name = 'cy'"), Refused)
