@@ -58,7 +58,7 @@ class Alone:
         self.machine = Recorder()
         self.told: list[Leadership] = []
         self.fatal: list[BaseException] = []
-        self.journal = journal or MemoryJournal()
+        self.journal = MemoryJournal() if journal is None else journal
         self.log = RaftLog(
             node="n1",
             peers=["n2", "n3"],
