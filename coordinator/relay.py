@@ -32,7 +32,13 @@ _COPIED: Final = ("Content-Type", "Retry-After", "Location")
 
 
 class _TryNext(Exception):
-    """That node did not deal with the request."""
+    """That node gave no answer that counts. `perhaps_done`: it may have dealt with the request all the same."""
+
+    def __init__(self, *, perhaps_done: bool) -> None:
+        super().__init__()
+        self.perhaps_done = perhaps_done
+        self.led_s = 0.0
+        """How long that node led, as far as this one knew, while it was asked."""
 
 
 class Relay:
@@ -62,11 +68,13 @@ class Relay:
         """The answer of `here`, or of the leader's own `here`.
 
         body, extra: what the leader is to see; `extra` are headers to add. wait_s: how long the answer may take beyond
-        finding a leader. Raises `NoLeader` when nobody led for `LEADER_PATIENCE_S`, and whatever `here` raises.
+        finding a leader. Raises `NoLeader` when nobody led for `LEADER_PATIENCE_S`, or `OutcomeUnknown` if somebody may
+        have done it before that; and whatever `here` raises.
         """
         passed_on = PASSED_ON in request.headers
         patience_s = PASSED_ON_PATIENCE_S if passed_on else LEADER_PATIENCE_S
         deadline_s = self._clock.monotonic_s() + patience_s
+        perhaps_done = False
         last: OutlastError
         while True:
             try:
@@ -76,39 +84,58 @@ class Relay:
             except OutcomeUnknown as error:
                 if not error.repeatable:
                     raise
-                last = error
+                last, perhaps_done = error, True
             leader = self._log.leadership().leader
             if not passed_on and leader is not None and leader != self._config.node:
-                began_s = self._clock.monotonic_s()
+                left_s = deadline_s - self._clock.monotonic_s()
                 try:
-                    return await self._pass_on(request, leader, body, extra or {}, wait_s)
-                except _TryNext:
+                    return await self._pass_on(request, leader, body, extra or {}, wait_s, left_s)
+                except _TryNext as error:
                     # Time that a leader spent on the request does not count as time without one.
-                    spent_s = self._clock.monotonic_s() - began_s
-                    deadline_s += spent_s
-                    wait_s = max(0.0, wait_s - spent_s)
+                    deadline_s += error.led_s
+                    wait_s = max(0.0, wait_s - error.led_s)
+                    perhaps_done = perhaps_done or error.perhaps_done
             left_s = deadline_s - self._clock.monotonic_s()
             if left_s <= 0:
+                if perhaps_done and request.method != "GET":
+                    raise OutcomeUnknown(
+                        "a node that led took this and did not answer, and now no node leads; it may have been done. "
+                        "Ask again with the same Idempotency-Key"
+                    )
                 if not isinstance(last, NotLeader):
                     raise last
                 raise NoLeader("no node leads, or none that this one can reach; nothing was done, try again")
             await self._driver.leadership_changed(min(left_s, _LOOK_AGAIN_S))
 
     async def _pass_on(
-        self, request: web.Request, leader: str, body: bytes, extra: dict[str, str], wait_s: float
+        self,
+        request: web.Request,
+        leader: str,
+        body: bytes,
+        extra: dict[str, str],
+        wait_s: float,
+        leaderless_s: float,
     ) -> web.Response:
+        """What `leader` answers. Raises `_TryNext`, also when another leads, or nobody has for `leaderless_s`."""
         exchange = asyncio.ensure_future(self._exchange(request, leader, body, extra, wait_s))
+        began_s = led_until_s = self._clock.monotonic_s()
         try:
             while not exchange.done():
                 # A leader that hangs answers nothing, and breaks no connection: look whether it still leads.
-                changed = asyncio.ensure_future(self._driver.leadership_changed(1.0))
+                leads, now_s = self._log.leadership().leader, self._clock.monotonic_s()
+                if leads == leader:
+                    led_until_s = now_s
+                elif leads is not None or now_s - led_until_s >= leaderless_s:
+                    raise _TryNext(perhaps_done=True)
+                changed = asyncio.ensure_future(self._driver.leadership_changed(_LOOK_AGAIN_S))
                 try:
                     await asyncio.wait({exchange, changed}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     changed.cancel()
-                if not exchange.done() and self._log.leadership().leader not in (leader, None):
-                    raise _TryNext
             return exchange.result()
+        except _TryNext as error:
+            error.led_s = led_until_s - began_s
+            raise
         finally:
             exchange.cancel()
 
@@ -136,8 +163,10 @@ class Relay:
             ) as response:
                 answer = await response.read()
                 if response.status == 503 and response.headers.get("Outlast-Code") in ("no_leader", "shutting_down"):
-                    raise _TryNext
+                    raise _TryNext(perhaps_done=False)
                 kept = {name: response.headers[name] for name in _COPIED if name in response.headers}
                 return web.Response(status=response.status, body=answer, headers=kept)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise _TryNext(perhaps_done=False) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise _TryNext from error
+            raise _TryNext(perhaps_done=True) from error
