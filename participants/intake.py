@@ -41,17 +41,23 @@ class _Slot:
 
 
 class Intake:
-    """Feeds one resource manager. `heard` is told of every answer as the manager gives it, before the callers are.
+    """Feeds one resource manager. Used from one event loop.
 
-    Used from one event loop.
+    heard: is told of every answer as the manager gives it, before the callers are.
+    lost: is told when nothing is known of a batch.
     """
 
     def __init__(
-        self, manager: ResourceManager, settings: ServerSettings, heard: Callable[[Envelope, Answer], None]
+        self,
+        manager: ResourceManager,
+        settings: ServerSettings,
+        *,
+        heard: Callable[[Envelope, Answer], None],
+        lost: Callable[[], None],
     ) -> None:
         self._manager = manager
         self._settings = settings
-        self._heard = heard
+        self._heard, self._lost = heard, lost
         self._loop = asyncio.get_running_loop()
         self._branches: dict[BranchId, deque[_Slot]] = {}
         """What is under way per branch, oldest first; only the first of each may be with the manager."""
@@ -145,6 +151,8 @@ class Intake:
             _log.error("a batch of %d is unknown: %s", len(slots), error)
         elif error is not None:
             _log.error("a batch of %d is unknown: its resource manager failed", len(slots), exc_info=error)
+        if error is not None:
+            self._lost()
         for slot in slots:
             if not slot.outcome.done():
                 slot.outcome.set_result(None)

@@ -118,6 +118,13 @@ class Resolver:
             case _:
                 pass
 
+    def found(self, prepared: Sequence[InDoubt]) -> None:
+        """The manager lists these as prepared: perhaps some of them without anybody having heard its vote."""
+        for branch in prepared:
+            key = BranchId(branch.gid, branch.branch)
+            if key not in self._doubts:
+                self._watch(key, self._settings.in_doubt_after_s)
+
     def _watch(self, key: BranchId, delay_s: float) -> None:
         doubt = self._doubts[key] = _Doubt(self._settings.ask_backoff_s)
         self._push(key, doubt, delay_s)

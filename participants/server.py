@@ -98,13 +98,35 @@ class Participant:
         self._manager = manager
         self._settings = settings
         self._resolver = Resolver(settings, self._finish)
-        self._intake = Intake(manager, settings, self._resolver.hear)
+        self._intake = Intake(manager, settings, heard=self._heard, lost=self._lost)
+        self._unheard = False
+        self._listing: asyncio.Task[None] | None = None
         self._runner: web.AppRunner | None = None
         self.url = ""
         self.port = 0
 
     async def _finish(self, envelope: Envelope) -> Answer | None:
-        return await self._intake.submit(envelope)
+        # Shielded: whoever stops waiting must not take the answer away from others that wait for it.
+        return await asyncio.shield(self._intake.submit(envelope))
+
+    def _heard(self, envelope: Envelope, answer: Answer) -> None:
+        self._resolver.hear(envelope, answer)
+        if self._unheard and self._listing is None:
+            self._listing = asyncio.get_running_loop().create_task(self._list_unheard())
+
+    def _lost(self) -> None:
+        # Its branches may be prepared all the same, and then nobody would ever ask about them.
+        self._unheard = True
+
+    async def _list_unheard(self) -> None:
+        """The manager works again after a batch was lost: look at what that batch has left prepared."""
+        try:
+            self._resolver.found(await self._manager.in_doubt())
+            self._unheard = False
+        except Unavailable as error:
+            _log.warning("what is prepared cannot be listed yet: %s", error)
+        finally:
+            self._listing = None
 
     async def start(self, host: str, port: int) -> None:
         """Recovers, listens, and asks about what a crash left in doubt. Call `stop` even if this fails."""
@@ -128,6 +150,8 @@ class Participant:
         """Finishes the batch that runs, answers what is open, closes the manager."""
         await self._resolver.stop()
         await self._intake.stop()
+        if self._listing is not None:
+            await self._listing
         if self._runner is not None:
             await self._runner.cleanup()
         await self._manager.close()

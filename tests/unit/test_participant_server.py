@@ -699,6 +699,26 @@ async def test_a_decision_that_the_manager_cannot_take_now_is_taken_later():
             assert isinstance(await caller.send(commit(1)), Acked)
 
 
+async def test_a_vote_that_was_lost_on_its_way_is_found_again():
+    class Losing(Gated):
+        losing = True
+
+        async def handle(self, batch):
+            answers = await super().handle(batch)
+            if self.losing:
+                raise Unavailable("it was durable, but nobody knows")
+            return answers
+
+    async with Coordinator(aborted) as node:
+        manager = Losing()
+        async with serving(manager, coordinators=(node.url,), **FAST) as caller:
+            with pytest.raises(Malformed, match="503"):
+                await caller.send(prepare(1))
+            manager.losing = False
+            await caller.send(abort(2))
+            await until(lambda: manager.handled("abort", 1) == 1)
+
+
 async def test_without_coordinators_a_restart_with_doubts_is_an_error_in_the_log(caplog):
     manager = Gated()
     manager.found = [InDoubt(gid="shop-1-1", branch="b", prepared_at=0.0)]
