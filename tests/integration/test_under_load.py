@@ -15,7 +15,7 @@ async def test_all_nodes_are_killed_at_once(tmp_path: Path) -> None:
     async with ShopWorld(tmp_path, seed=9) as world:
         async with world.load():
             await world.told(50)
-            await world.kill_all_nodes()
+            await world.kill_at_once(world.cluster.nodes)
             for node in world.cluster.nodes:
                 await world.cluster.start_node(node)
             await world.told(50)

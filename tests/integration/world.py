@@ -260,13 +260,13 @@ class World:
 
         await eventually(looks_so, f"{node} takes part")
 
-    async def kill_all_nodes(self) -> None:
-        """kill -9 of every node, before any of them can notice what happens to the others."""
-        identities = [self.cluster.process(node).identity for node in self.cluster.nodes]
+    async def kill_at_once(self, nodes: Sequence[str]) -> None:
+        """kill -9 of several nodes, before any of them can notice what happens to the others."""
+        identities = [self.cluster.process(node).identity for node in nodes]
         for identity in identities:
             assert identity is not None, "all of them run"
             identity.signal(signal.SIGKILL)
-        for node in self.cluster.nodes:
+        for node in nodes:
             await self.cluster.process(node).gone(within_s=PATIENCE_S)
             await self.cluster.kill(node)
 
