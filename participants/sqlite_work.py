@@ -5,7 +5,6 @@ checked by SQLite's authorizer while its statements are compiled: read everythin
 locked and replayed, and nothing else.
 """
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +18,6 @@ from participants.manager import BranchId
 from participants.operations import Operations, Refuse, refusal_of
 from participants.sqlite_locks import Lock, Locked, Locks, Mode, Wanted
 from participants.sqlite_tables import GUARD_MESSAGE, OWN_PREFIX, Table, Value, quoted
-
-_log = logging.getLogger(__name__)
 
 _PROGRESS_STEPS: Final = 4000
 """Steps of SQLite's virtual machine between two looks at the clock: well below a millisecond."""
