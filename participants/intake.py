@@ -16,14 +16,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from coordinator.protocol.messages import Answer, Pending, Prepare, Refused
+from coordinator.protocol.messages import Answer, Pending, Prepare
 from participants.manager import BranchId, Envelope, ResourceManager, Unavailable
 from participants.settings import ServerSettings
 
 _log = logging.getLogger(__name__)
-
-BUSY_REASON: Final = "busy"
-"""Why a prepare is refused when too many run or wait: retryable."""
 
 _PER_BRANCH_LIMIT: Final = 16
 """Messages about one branch that wait for each other; more than a few only come from a caller that repeats blindly."""
@@ -86,11 +83,11 @@ class Intake:
                 if _same(slot.envelope, envelope):
                     return slot.outcome
         outcome = self._loop.create_future()
-        refusal = self._refusal(envelope)
+        no_room = self._no_room(envelope)
         if slots is not None and len(slots) >= _PER_BRANCH_LIMIT:
-            refusal = Pending(gid=envelope.message.gid, branch=envelope.message.branch)
-        if self._stopped or refusal is not None:
-            outcome.set_result(refusal)
+            no_room = Pending(gid=envelope.message.gid, branch=envelope.message.branch)
+        if self._stopped or no_room is not None:
+            outcome.set_result(no_room)
             return outcome
         deadline_ms = envelope.stamp.deadline_ms
         slot = _Slot(envelope, outcome, None if deadline_ms is None else self._loop.time() + deadline_ms / 1000)
@@ -104,12 +101,11 @@ class Intake:
             slots.append(slot)
         return outcome
 
-    def _refusal(self, envelope: Envelope) -> Answer | None:
+    def _no_room(self, envelope: Envelope) -> Pending | None:
         gid, branch = envelope.id
-        if isinstance(envelope.message, Prepare):
-            if self._working >= self._settings.working_limit or self._waiting >= self._settings.waiting_limit:
-                return Refused(gid=gid, branch=branch, reason=BUSY_REASON, retryable=True)
-        elif self._waiting >= self._settings.waiting_limit:
+        busy = isinstance(envelope.message, Prepare) and self._working >= self._settings.working_limit
+        if busy or self._waiting >= self._settings.waiting_limit:
+            # No vote: a refusal needs its record first (see `resource`), and there is no room to write one.
             return Pending(gid=gid, branch=branch)
         return None
 

@@ -25,7 +25,9 @@ What must be durable before what:
 - a vote `Prepared`: the branch's effects, able to survive a crash, and the record `PREPARED`, before the answer
 - an ack of a commit: the effects, visible, and the record `COMMITTED`, before the answer
 - an ack of an abort: the record `ABORTED`, and no running work that could still prepare, before the answer
-- a vote `Refused` or `ReadOnly`: nothing needs to survive for safety's sake; the record saves running the work again
+- a vote `Refused`: the record `ABORTED`, before the answer. Nothing is owed to a branch that refused, so nobody would
+  release it if a late repetition of its prepare ran after all
+- a vote `ReadOnly`: nothing needs to survive; the record saves running the work again
 - a pruned record: the horizon whose floor allowed it, in the same step. A record that is gone while the floor is
   forgotten would let a late prepare run
 
@@ -153,7 +155,7 @@ TRANSITIONS: Final[Mapping[tuple[State, type[Request]], Rule]] = MappingProxyTyp
     {
         (UNKNOWN, Prepare): Rule(WORKING, Work.RUN, Reply.LATER),
         (WORKING, Prepare): Rule(WORKING, Work.JOIN, Reply.LATER),
-        (FENCED, Prepare): Rule(FENCED, Work.NOTHING, Reply.REFUSAL),
+        (FENCED, Prepare): Rule(FENCED, Work.FENCE, Reply.LATER),
         (PREPARED, Prepare): Rule(PREPARED, Work.NOTHING, Reply.VOTE),
         # It did vote so. To refuse would let a coordinator with a short memory abort the other branches.
         (COMMITTED, Prepare): Rule(COMMITTED, Work.NOTHING, Reply.VOTE),

@@ -28,7 +28,7 @@ class ServerSettings:
 
     Limits:
     body_limit_bytes, batch_items_limit: of one request.
-    working_limit: prepares that run or wait; above it a prepare is refused as `busy`, retryable.
+    working_limit: prepares that run or wait; above it a prepare is answered `Pending`.
     waiting_limit: messages of any kind that run or wait; above it commits and aborts are answered `Pending`.
     asks_at_once: questions to coordinators that are open together.
     branches_limit: branches shown by `GET /branches`.

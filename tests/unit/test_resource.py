@@ -56,7 +56,7 @@ def branch_in(state: State) -> Branch:
     [
         (State.UNKNOWN, PREPARE, State.WORKING, Work.RUN, None),
         (State.WORKING, PREPARE, State.WORKING, Work.JOIN, None),
-        (State.FENCED, PREPARE, State.FENCED, Work.NOTHING, Refused(gid=GID, branch="stock", reason="aborted")),
+        (State.FENCED, PREPARE, State.FENCED, Work.FENCE, None),
         (State.PREPARED, PREPARE, State.PREPARED, Work.NOTHING, PREPARED),
         (State.COMMITTED, PREPARE, State.COMMITTED, Work.NOTHING, PREPARED),
         (State.ABORTED, PREPARE, State.ABORTED, Work.NOTHING, REFUSED),
