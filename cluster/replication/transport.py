@@ -197,7 +197,7 @@ class TransportSettings:
     """How many connections may be in their handshake; more are closed at once."""
     connect_timeout_s: float = 1.0
     retry_s: float = 0.2
-    """Dial and probe again after half of this to all of it."""
+    """Dial and probe again after half of this to all of it; the first times sooner."""
     unanswered_timeout_s: float = 10.0
     """A connection whose other end has vanished without a word is given up after this."""
 
@@ -303,8 +303,12 @@ class SocketTransport:
         loop = asyncio.get_running_loop()
         host, port = self._addresses[peer]
         dials = self.node > peer
+        # Soon again at first: a dying process may still accept while its sockets are closed one after the other.
+        pause_s = first_pause_s = self.settings.retry_s / 16
         while True:
-            await self._missing[peer].wait()
+            if not self._missing[peer].is_set():
+                await self._missing[peer].wait()
+                pause_s = first_pause_s
             try:
                 async with asyncio.timeout(self.settings.connect_timeout_s):
                     if dials:
@@ -324,8 +328,10 @@ class SocketTransport:
                     began_s = loop.time()
                     await link.ended.wait()
                     if link.established and loop.time() - began_s > self.settings.retry_s:
+                        pause_s = first_pause_s
                         continue  # it was a good connection: find out at once whether the peer still lives
-            await asyncio.sleep(self.settings.retry_s * self._rng.uniform(0.5, 1.0))
+            await asyncio.sleep(pause_s * self._rng.uniform(0.5, 1.0))
+            pause_s = min(pause_s * 2, self.settings.retry_s)
 
     # What links tell their transport.
 
