@@ -56,7 +56,10 @@ class Connections:
                     continue  # the server closed it while it was idle; a fresh connection tells what is the matter
                 raise PostFailed(str(error)) from error
             if connection.reusable:
-                origin.give_back(connection)
+                if self._origins.get(url) is origin:
+                    origin.give_back(connection)
+                else:
+                    connection.close()
             return answer
 
     async def _connect(self, origin: "_Origin") -> "_Connection":
@@ -69,6 +72,12 @@ class Connections:
         except (OSError, ValueError) as error:  # ValueError: a host name that cannot be one
             raise PostFailed(f"no connection: {error}") from error
         return connection
+
+    def leave(self, url: str) -> None:
+        """Nothing goes to `url` any more: close what is idle there; what is under way ends with its request."""
+        origin = self._origins.pop(url, None)
+        if origin is not None:
+            origin.close()
 
     def close(self) -> None:
         """Close what is idle; what is under way ends with its request."""
@@ -130,7 +139,7 @@ class _Connection(asyncio.Protocol):
         self._parser: Any = httptools.HttpResponseParser(self)
         self._most, self._began, self._size = most, False, 0
         self._content_type, self._parts = "", list[bytes]()
-        self._keep = True
+        self._keep = self._headed = self._framed = False
         answer: asyncio.Future[tuple[int, str, bytes]] = loop.create_future()
         self._answer = answer
         self._timer = loop.call_later(timeout_s, self._too_late, timeout_s)
@@ -166,6 +175,10 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.reusable = False
         if self._answer is not None and not self._answer.done():
+            if exc is None and self._headed and not self._framed:
+                # Of an answer without a length, the end of the connection is the end.
+                self._give_answer()
+                return
             text = f"the connection broke: {exc or 'closed by the participant'}"
             self._answer.set_exception(PostFailed(text) if self._began else _ClosedEarly(text))
 
@@ -186,9 +199,18 @@ class _Connection(asyncio.Protocol):
     # -------------------------------------------------------------------------------------------- httptools
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Only the content type matters; what keeps the connection the parser knows."""
-        if name.lower() == b"content-type":
+        """Only the content type matters, and whether the answer's end is told; the rest the parser knows."""
+        name = name.lower()
+        if name == b"content-type":
             self._content_type = value.partition(b";")[0].strip().lower().decode("latin-1")
+        elif name in (b"content-length", b"transfer-encoding"):
+            self._framed = True
+
+    def on_message_begin(self) -> None:
+        """An interim answer is followed by the real one; after that, nothing is awaited."""
+        self._content_type, self._parts, self._headed, self._framed = "", [], False, False
+        if self._answer is None or self._answer.done():
+            self.close()
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
@@ -197,13 +219,16 @@ class _Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Whether the server will take another request is said in the headers."""
         self._keep = self._parser.should_keep_alive()
+        self._headed = self._parser.get_status_code() >= 200
 
     def on_message_complete(self) -> None:
-        """The answer is whole."""
-        status = self._parser.get_status_code()
-        if status < 200:
-            return  # an interim answer: the real one follows
-        if not self._keep:
-            self.close()
+        """The answer is whole, unless it is an interim one: then the real one follows."""
+        if self._parser.get_status_code() >= 200:
+            self._give_answer()
+            if not self._keep:
+                self.close()
+
+    def _give_answer(self) -> None:
         if self._answer is not None and not self._answer.done():
+            status = self._parser.get_status_code()
             self._answer.set_result((status, self._content_type, b"".join(self._parts)))

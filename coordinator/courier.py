@@ -9,9 +9,10 @@ arrives while they are on their way is the next batch; nothing waits for a timer
 A letter stays until it is answered. What counts as an answer is decided by `codec.answer_from_wire`; anything else
 means *unknown*, and unknown means: again, later. Later is a backoff that doubles up to a cap, with jitter:
 
-- when a participant cannot be reached, its lane is *down*: one worker tries it at the end of each backoff, and when it
-  answers, or gives any other sign of life (`wake`), everything goes at once;
-- when it answers one message badly, that letter alone waits.
+- when a participant cannot be reached, its lane is *down*: one worker tries it at the end of each backoff, and at any
+  sign of life (`wake`); when it answers, everything goes at once;
+- when it answers one message badly, that letter alone waits;
+- when it answers a whole batch badly, the next one is half as long, until the letter that spoils it is alone.
 
 A letter about the same branch replaces an older one, so an abort takes the place of a prepare that was never delivered.
 """
@@ -24,12 +25,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import count, islice
+from math import inf
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from cluster.replication.clock import Clock
 from coordinator.codec import (
     JSON_TYPE,
+    MAX_NESTING,
     MSGPACK_TYPE,
     Malformed,
     answer_from_wire,
@@ -38,12 +41,23 @@ from coordinator.codec import (
     call_of,
     json_bytes,
     json_value,
+    nested_too_deeply,
     request_to_wire,
 )
 from coordinator.config import Limits, Timing
 from coordinator.connections import Connections, PostFailed
 from coordinator.ledger import Participant
-from coordinator.protocol.messages import Answer, Contradicted, Pending, Prepare, Request, StaleEpoch, Stamp
+from coordinator.protocol.messages import (
+    Answer,
+    Contradicted,
+    Pending,
+    Prepare,
+    Prepared,
+    ReadOnly,
+    Request,
+    StaleEpoch,
+    Stamp,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +91,7 @@ class _Track:
     waiting: dict[Key, _Letter] = field(default_factory=dict)
     parked: list[tuple[float, int, _Letter]] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
+    timer_at_s: float = inf
     workers: int = 0
     starting: int = 0
     """Of the workers, those that have not looked at `waiting` yet."""
@@ -89,9 +104,14 @@ class _Phase(Enum):
 
 @dataclass(slots=True, eq=False)
 class _Lane:
-    """All that is on its way to one participant. `letters` holds the newest letter of each branch, wherever it is."""
+    """All that is on its way to one participant. `letters` holds the newest letter of each branch, wherever it is.
+
+    failures: in a row; while there are any, one worker at a time finds out whether the participant is back.
+    most: letters in one request, as long as batches are answered well.
+    """
 
     participant: Participant
+    most: int
     letters: dict[Key, _Letter] = field(default_factory=dict)
     tracks: Mapping[_Phase, _Track] = field(default_factory=lambda: {phase: _Track() for phase in _Phase})
     failures: int = 0
@@ -99,7 +119,7 @@ class _Lane:
     trouble: str | None = None
 
     @property
-    def down(self) -> bool:
+    def resting(self) -> bool:
         return self.down_timer is not None
 
 
@@ -114,6 +134,10 @@ class LaneStatus:
 
 class Unreachable(Exception):
     """No answer at all, or none that HTTP allows: what the participant did is unknown."""
+
+
+class Garbled(Unreachable):
+    """An answer to a batch that cannot be taken apart: perhaps one of its messages is the reason."""
 
 
 class Courier:
@@ -158,24 +182,44 @@ class Courier:
         self._pump(lane, phase)
 
     def wake(self, name: str) -> None:
-        """The participant has shown life: try now whatever waits for it."""
+        """The participant may be alive: if its lane is down, find out now."""
         lane = self._lanes.get(name)
+        if lane is not None and lane.down_timer is not None:
+            lane.down_timer.cancel()
+            self._probe(lane)
+
+    def moved(self, participant: Participant) -> None:
+        """The participant is registered anew, perhaps elsewhere: try now whatever waits for it."""
+        lane = self._lanes.get(participant.name)
         if lane is None:
             return
-        self._up(lane)
-        for phase, track in lane.tracks.items():
+        before, lane.participant = lane.participant, participant
+        lane.most = self._most(participant)
+        self._leave(before.url)
+        for track in lane.tracks.values():
             for _, _, letter in track.parked:
                 if lane.letters.get(letter.key) is letter:
                     track.waiting[letter.key] = letter
             track.parked.clear()
+            _disarm(track)
+        if lane.down_timer is not None:
+            lane.down_timer.cancel()
+            self._probe(lane)
+        for phase in _Phase:
             self._pump(lane, phase)
 
-    def moved(self, participant: Participant) -> None:
-        """The participant is registered anew, perhaps elsewhere: a sign of life."""
-        lane = self._lanes.get(participant.name)
+    def forget(self, name: str) -> None:
+        """The participant is registered no more, so nothing is owed to it."""
+        lane = self._lanes.pop(name, None)
         if lane is not None:
-            lane.participant = participant
-            self.wake(participant.name)
+            _stop_timers(lane)
+            lane.letters.clear()
+            self._leave(lane.participant.url)
+
+    def _leave(self, url: str) -> None:
+        """Give up the connections to `url`, unless somebody still listens there."""
+        if all(lane.participant.url != url for lane in self._lanes.values()):
+            self._connections.leave(url)
 
     def owed(self, name: str) -> int:
         """Letters that `name` has not answered."""
@@ -185,7 +229,7 @@ class Courier:
     def status(self) -> dict[str, LaneStatus]:
         """How every lane is."""
         return {
-            name: LaneStatus(owed=len(lane.letters), down=lane.down, trouble=lane.trouble)
+            name: LaneStatus(owed=len(lane.letters), down=lane.failures > 0, trouble=lane.trouble)
             for name, lane in self._lanes.items()
         }
 
@@ -194,11 +238,7 @@ class Courier:
         for task in self._tasks:
             task.cancel()
         for lane in self._lanes.values():
-            if lane.down_timer is not None:
-                lane.down_timer.cancel()
-            for track in lane.tracks.values():
-                if track.timer is not None:
-                    track.timer.cancel()
+            _stop_timers(lane)
         self._lanes.clear()
 
     async def close(self) -> None:
@@ -212,8 +252,11 @@ class Courier:
     def _lane(self, participant: Participant) -> _Lane:
         lane = self._lanes.get(participant.name)
         if lane is None:
-            lane = self._lanes[participant.name] = _Lane(participant)
+            lane = self._lanes[participant.name] = _Lane(participant, self._most(participant))
         return lane
+
+    def _most(self, participant: Participant) -> int:
+        return self._limits.max_batch if participant.batch else 1
 
     @staticmethod
     def _drop(lane: _Lane, key: Key) -> None:
@@ -223,39 +266,46 @@ class Courier:
                 track.waiting.pop(key, None)
 
     def _pump(self, lane: _Lane, phase: _Phase) -> None:
+        """As many workers as there is work for; one, while it is not known whether the participant is back."""
         track = lane.tracks[phase]
-        most = BATCH_WORKERS if lane.participant.batch else SINGLE_WORKERS
-        spoken_for = track.starting * self._load(lane)
-        if len(track.waiting) > spoken_for and not lane.down and track.workers < most:
+        most = 1 if lane.failures else BATCH_WORKERS if lane.participant.batch else SINGLE_WORKERS
+        while len(track.waiting) > track.starting * lane.most and not lane.resting and track.workers < most:
             self._hire(lane, track)
-
-    def _load(self, lane: _Lane) -> int:
-        """Letters that one worker takes at a time."""
-        return self._limits.max_batch if lane.participant.batch else 1
 
     def _hire(self, lane: _Lane, track: _Track) -> None:
         track.workers += 1
         track.starting += 1
         task = asyncio.get_running_loop().create_task(self._work(lane, track))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._worked)
+
+    def _worked(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.critical("a defect ended a worker", exc_info=error)
 
     async def _work(self, lane: _Lane, track: _Track) -> None:
         track.starting -= 1
         try:
-            while not lane.down and (letters := self._take(lane, track)):
+            while not lane.resting and (letters := self._take(lane, track)):
                 try:
                     answers = await self._exchange(lane.participant, letters)
                 except Unreachable as error:
+                    if isinstance(error, Garbled):
+                        self._halve(lane, track, letters)
                     self._failed(lane, track, letters, str(error))
                     return
+                except Exception as error:
+                    # A defect of ours must not lose letters: that would be a promise broken in silence.
+                    self._failed(lane, track, letters, f"a defect of this node: {error!r:.200}")
+                    raise
                 self._up(lane)
                 self._answered(lane, track, letters, answers)
         finally:
             track.workers -= 1
 
     def _take(self, lane: _Lane, track: _Track) -> list[_Letter]:
-        letters = list(islice(track.waiting.values(), self._load(lane)))
+        letters = list(islice(track.waiting.values(), lane.most))
         for letter in letters:
             del track.waiting[letter.key]
         return letters
@@ -288,13 +338,21 @@ class Courier:
         ceiling = min(self._timing.backoff_max_s, self._timing.backoff_min_s * 2.0 ** min(failures, 16))
         return ceiling * (0.5 + 0.5 * self._rng.random())
 
+    def _halve(self, lane: _Lane, track: _Track, letters: list[_Letter]) -> None:
+        """Make way past the letter that spoils a batch."""
+        lane.most = max(1, len(letters) // 2)
+        if len(letters) == 1 and lane.letters.get(letters[0].key) is letters[0]:
+            self._park(lane, track, letters.pop())
+
     def _failed(self, lane: _Lane, track: _Track, letters: list[_Letter], trouble: str) -> None:
+        if self._lanes.get(lane.participant.name) is not lane:
+            return  # forgotten meanwhile
         back = {letter.key: letter for letter in letters if lane.letters.get(letter.key) is letter}
         track.waiting = {**back, **track.waiting}
         if lane.failures == 0:
             _log.warning("participant %s: %s", lane.participant.name, trouble)
         lane.trouble = trouble
-        if lane.down:
+        if lane.resting:
             return
         lane.failures += 1
         delay_s = self._backoff_s(lane.failures - 1)
@@ -303,9 +361,8 @@ class Courier:
     def _probe(self, lane: _Lane) -> None:
         """The backoff is over: let one worker of each track find out."""
         lane.down_timer = None
-        for track in lane.tracks.values():
-            if track.waiting and track.workers == 0:
-                self._hire(lane, track)
+        for phase in _Phase:
+            self._pump(lane, phase)
 
     def _up(self, lane: _Lane) -> None:
         if lane.down_timer is not None:
@@ -316,25 +373,31 @@ class Courier:
             lane.failures = 0
             for phase in _Phase:
                 self._pump(lane, phase)
+        lane.most = min(2 * lane.most, self._most(lane.participant))
         lane.trouble = None
 
     def _park(self, lane: _Lane, track: _Track, letter: _Letter, *, again_at_once: bool = False) -> None:
         letter.tries += 1
         delay_s = self._timing.backoff_min_s if again_at_once else self._backoff_s(letter.tries - 1)
-        heapq.heappush(track.parked, (self._clock.monotonic_s() + delay_s, next(self._order), letter))
-        if track.timer is None:
-            track.timer = asyncio.get_running_loop().call_later(delay_s, self._unpark, lane, track)
+        due_s = self._clock.monotonic_s() + delay_s
+        heapq.heappush(track.parked, (due_s, next(self._order), letter))
+        if due_s < track.timer_at_s:
+            self._arm(lane, track, due_s, delay_s)
+
+    def _arm(self, lane: _Lane, track: _Track, due_s: float, delay_s: float) -> None:
+        _disarm(track)
+        track.timer_at_s = due_s
+        track.timer = asyncio.get_running_loop().call_later(delay_s, self._unpark, lane, track)
 
     def _unpark(self, lane: _Lane, track: _Track) -> None:
-        track.timer = None
+        track.timer, track.timer_at_s = None, inf
         now_s = self._clock.monotonic_s()
         while track.parked and track.parked[0][0] <= now_s:
             _, _, letter = heapq.heappop(track.parked)
             if lane.letters.get(letter.key) is letter:
                 track.waiting[letter.key] = letter
         if track.parked:
-            delay_s = max(0.0, track.parked[0][0] - now_s)
-            track.timer = asyncio.get_running_loop().call_later(delay_s, self._unpark, lane, track)
+            self._arm(lane, track, track.parked[0][0], max(0.0, track.parked[0][0] - now_s))
         for phase, other in lane.tracks.items():
             if other is track:
                 self._pump(lane, phase)
@@ -349,20 +412,37 @@ class Courier:
             (letter,), (body,) = letters, bodies
             path = f"/{call_of(letter.message)}"
             status, content_type, raw = await self._post(participant, path, JSON_TYPE, json_bytes(body), 1)
-            return [_read(letter, status, _json_or_none(content_type, raw))]
+            return [self._read(letter, status, _json_or_none(content_type, raw))]
         for letter, body in zip(letters, bodies, strict=True):
             body["call"] = call_of(letter.message)
         content_type, raw = batch_to_bytes(bodies)
         status, content_type, raw = await self._post(participant, "/batch", content_type, raw, len(letters))
         if status != 200:
-            raise Unreachable(f"status {status} to a batch")
+            raise Garbled(f"status {status} to a batch")
         try:
             items = batch_from_bytes(content_type, raw)
         except Malformed as error:
-            raise Unreachable(f"a batch was answered with something else: {error}") from error
+            raise Garbled(f"a batch was answered with something else: {error}") from error
         if len(items) != len(letters):
-            raise Unreachable(f"{len(items)} answers to {len(letters)} messages")
-        return [_read_item(letter, item) for letter, item in zip(letters, items, strict=True)]
+            raise Garbled(f"{len(items)} answers to {len(letters)} messages")
+        return [self._read_item(letter, item) for letter, item in zip(letters, items, strict=True)]
+
+    def _read_item(self, letter: _Letter, item: Any) -> Answer | str:
+        status = item.get("status") if isinstance(item, dict) else None
+        return self._read(letter, status if type(status) is int else 0, item)
+
+    def _read(self, letter: _Letter, status: int, body: object) -> Answer | str:
+        try:
+            answer = answer_from_wire(letter.message, status, body)
+        except Malformed as error:
+            return f"{call_of(letter.message)} was answered with {error}"
+        result = answer.result if isinstance(answer, Prepared | ReadOnly) else None
+        # The log has to take it, and people to be shown it.
+        if result is not None and len(result) > self._limits.max_answer_bytes:
+            return f"a result of {len(result)} bytes; at most {self._limits.max_answer_bytes} (max_answer_bytes)"
+        if result is not None and nested_too_deeply(result):
+            return f"a result that is nested more than {MAX_NESTING} deep"
+        return answer
 
     async def _post(
         self, participant: Participant, path: str, content_type: str, body: bytes, messages: int
@@ -387,16 +467,18 @@ def _json_or_none(content_type: str, raw: bytes) -> object:
         return None
 
 
-def _read(letter: _Letter, status: int, body: object) -> Answer | str:
-    try:
-        return answer_from_wire(letter.message, status, body)
-    except Malformed as error:
-        return f"{call_of(letter.message)} was answered with {error}"
+def _disarm(track: _Track) -> None:
+    if track.timer is not None:
+        track.timer.cancel()
+    track.timer, track.timer_at_s = None, inf
 
 
-def _read_item(letter: _Letter, item: Any) -> Answer | str:
-    status = item.get("status") if isinstance(item, dict) else None
-    return _read(letter, status if type(status) is int else 0, item)
+def _stop_timers(lane: _Lane) -> None:
+    if lane.down_timer is not None:
+        lane.down_timer.cancel()
+        lane.down_timer = None
+    for track in lane.tracks.values():
+        _disarm(track)
 
 
 def valid_url(url: str) -> bool:

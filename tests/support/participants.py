@@ -99,6 +99,12 @@ class ScriptedParticipant:
     connections: int = 0
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _streams: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
+
+    @property
+    def open(self) -> int:
+        """Connections that neither end has closed."""
+        return sum(not (reader.at_eof() or writer.is_closing()) for reader, writer in self._streams)
 
     @property
     def url(self) -> str:
@@ -142,6 +148,7 @@ class ScriptedParticipant:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._streams.append((reader, writer))
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer, self.connections))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
