@@ -1,4 +1,4 @@
-"""A `ReplicatedLog` over pysyncobj: Raft's elections, terms and commit rule are its, all around them is ours.
+"""A `ReplicatedLog` over pysyncobj: Raft's elections, terms and log are its, all around them is ours.
 
 This is the only file that imports pysyncobj, and it leans on the insides of one exact version; a test fails loudly
 when they change. What we put in the place of its own:
@@ -9,12 +9,13 @@ when they change. What we put in the place of its own:
 | its transport (pickle) | `Transport`, by way of `_Adapter` |
 | its journal's creation | a property, so that its constructor finds the journal we were given |
 | sending entries | `Replica` sends when nothing is outstanding to a follower, and then all that has come since |
+| counting who holds what | `Replica` commits what a majority holds, without looking at every entry |
 | its commands (pickled calls) | opaque bytes: `_applyCommand(bytes, callback, REGULAR)`, applied by the state machine |
 | forwarding commands to the leader | refused: a proposal off the leader is `NotProposed` |
 | its snapshots | none, and none are taken from others |
 
-**A turn** is one call of its `_onTick`: campaign if the deadline has passed, commit what a majority holds, apply,
-take what was proposed into the log; then we send. Messages are handled as they arrive, turns are coalesced with
+**A turn**: commit what a majority holds; one tick of pysyncobj's (campaign if the deadline has passed, apply, take
+what was proposed into the log); then we send. Messages are handled as they arrive, turns are coalesced with
 `call_soon`. Nothing in a turn runs code of others except `StateMachine.apply`: proposers hear through futures,
 `on_leadership` through `call_soon`.
 
@@ -280,6 +281,13 @@ class _NoSnapshots:
         pass
 
 
+class _NobodyHolds(dict[Any, int]):
+    """In the place of pysyncobj's table of what followers hold, while it ticks."""
+
+    def __missing__(self, node: object) -> int:
+        return 0
+
+
 class _NoPoller:
     """In the place of pysyncobj's poller: the event loop polls."""
 
@@ -344,6 +352,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         self._poller = _NoPoller()
 
     _SyncObj__raftElectionDeadline: float
+    _SyncObj__raftMatchIndex: dict[Any, int]
 
     # Its constructor makes a journal here, and goes on with what it finds here: ours.
     _SyncObj__raftLog = property(operator.attrgetter("_journal"), _ignored)
@@ -509,7 +518,31 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
                 self._outstanding[peer.id] = _Outstanding(previous=previous, last=last, since_s=now_s)
                 self._SyncObj__raftNextIndex[peer] = last + 1
 
-    # What is proposed and applied.
+    # What is proposed, committed and applied.
+
+    def turn(self) -> None:
+        """One of its ticks; a leader commits before it, and sends after it."""
+        if not self._isLeader():
+            self.doTick()
+            return
+        self._commit()
+        # It would look at every entry that is not committed, one by one, each time: a second, for a new leader of a
+        # million entries, and nothing would come of it. As far as it knows now, nobody holds anything.
+        held, self._SyncObj__raftMatchIndex = self._SyncObj__raftMatchIndex, _NobodyHolds()
+        try:
+            self.doTick()
+        finally:
+            self._SyncObj__raftMatchIndex = held
+        if self._isLeader():
+            self.send_eagerly()
+
+    def _commit(self) -> None:
+        """Commit what a majority holds, if the last of it is of this term (with it all before it is committed)."""
+        held = sorted([self.last_index, *[self.match_index(peer) for peer in self._peers]])
+        by_majority = held[(len(held) - 1) // 2]
+        if by_majority > self.commit_index and self.term_at(by_majority) == self.term:
+            self._SyncObj__raftCommitIndex = by_majority
+            self._journal.setRaftCommitIndex(by_majority)
 
     def _checkCommandsToApply(self) -> None:
         if self._isLeader():
@@ -790,9 +823,7 @@ class RaftLog:
             self._wake()
             return
         try:
-            replica.doTick()
-            if replica._isLeader():
-                replica.send_eagerly()
+            replica.turn()
         except Exception as error:  # noqa: BLE001 - whatever it is, this node must stop
             self._fail(error)
             return

@@ -22,6 +22,9 @@ time.
 fields in the order of `SHAPES`. The length is judged before the body is read. `SHAPES` is the whitelist: what is not
 in it, or is of another shape, is dropped with a line in the log; bytes that are no frame end the connection.
 
+The secret says who is at the other end; it neither hides nor seals what is said afterwards. Where others can write to
+the network between the nodes, TLS carries it all (`ssl_server`, `ssl_client`).
+
 Raft repeats what is lost, so nothing is kept for a peer that is away, and a peer that does not read is disconnected.
 """
 

@@ -45,8 +45,8 @@ class StockReplica(Replica):
     def _acknowledged(self, sender: Any, message: Message) -> None:
         self._SyncObj__onMessageReceived(sender, message)
 
-    def send_eagerly(self) -> None:
-        pass
+    def turn(self) -> None:
+        self.doTick()
 
     def tell_commits(self) -> None:
         pass
