@@ -54,8 +54,9 @@ class Node:
             metrics=self._metrics,
         )
         host, port = split_address(self.config.me.api, "api")
+        # aiohttp waits so long twice: for requests that are whole, and then for all, bodies that never come included.
         self._runner = web.AppRunner(
-            api.application(), access_log=None, shutdown_timeout=self.config.timing.stop_grace_s
+            api.application(), access_log=None, shutdown_timeout=self.config.timing.stop_grace_s / 2
         )
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port, backlog=1024).start()

@@ -138,7 +138,8 @@ class Participant:
         app.router.add_post("/batch", self._batch)
         app.router.add_get("/branches", self._branches)
         app.router.add_get("/healthz", self._healthz)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=self._settings.stop_within_s)
+        # aiohttp waits so long twice: for requests that are whole, and then for all, bodies that never come included.
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=self._settings.stop_within_s / 2)
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
         await site.start()
