@@ -33,7 +33,6 @@ from coordinator.deadlines import Deadlines
 from coordinator.errors import (
     Conflict,
     Gone,
-    NoLeader,
     NotFound,
     NotKnownYet,
     NotLeader,
@@ -134,11 +133,16 @@ class Driver:
         """The epoch that this node drives; None while it does not lead, or is not past its barrier."""
         self._claimed: int | None = None
         """The term for which a TookOver was proposed."""
+        self._numbered = 0
+        """The epoch that `_next_sequence` belongs to: one that is regained goes on counting."""
         self._next_sequence = 0
         self._running: dict[str, _Running] = {}
         self._undecided = 0
-        self._beginning: set[str] = set()
-        """Gids whose Begun is on its way, or was, and may come to be."""
+        self._beginning: set[int] = set()
+        """Sequences whose Begun is on its way."""
+        self._perhaps_begun: set[int] = set()
+        """Sequences whose Begun had an unknown fate, and may come to be until a later one has begun."""
+        self._last_begun = -1
         self._unfinished_of: dict[str, list[int]] = {}
         """Per participant a heap of gid numbers that name it; ended ones are dropped when they come to the top."""
 
@@ -147,12 +151,17 @@ class Driver:
         self._lazy_timer: asyncio.TimerHandle | None = None
         self._under_way = 0
         self._flush_scheduled = False
+        self._forgetting = False
+        self._reigns = 0
+        """How often this node has led: what it proposed in an earlier reign is no business of the present one."""
+        self._timers: set[asyncio.TimerHandle] = set()
         self._housekeeper: asyncio.TimerHandle | None = None
 
         self._decided_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._ended_waiters: dict[str, list[asyncio.Future[None]]] = {}
-        self._leadership_waiters: list[asyncio.Future[None]] = []
+        self._leadership_waiters: set[asyncio.Future[None]] = set()
         self._draining = False
+        self._stopped = False
 
     # -------------------------------------------------------------------------------------------- what others ask
 
@@ -178,7 +187,7 @@ class Driver:
     async def submit(self, new: NewTransaction) -> Transaction:
         """Begin `new`, or find the transaction that its key names. Returns once it is applied.
 
-        Raises `NotLeader`, `NoLeader` (not begun); `OutcomeUnknown` (perhaps begun); `TooMany`, `Unprocessable`.
+        Raises `NotLeader` (not begun); `OutcomeUnknown` (perhaps begun); `TooMany`, `Unprocessable`.
         """
         self._require_leading()
         if new.key is not None:
@@ -186,9 +195,10 @@ class Driver:
             if holder is not None:
                 return self._same_body(holder, new)
         self._check_room(new)
-        gid = str(Gid(self._config.cluster, self._ledger.epoch, self._next_sequence))
+        sequence = self._next_sequence
         self._next_sequence += 1
-        self._beginning.add(gid)
+        self._beginning.add(sequence)
+        gid = str(Gid(self._config.cluster, self._ledger.epoch, sequence))
         entry = Begun(
             gid=gid,
             protocol=new.protocol,
@@ -198,12 +208,7 @@ class Driver:
             body_hash=new.body_hash,
         )
         size = sum(len(plan.payload) + 100 for plan in new.branches) + 200
-        try:
-            applied = await self._proposed(entry, size)
-        except NoLeader:
-            self._beginning.discard(gid)
-            raise
-        self._beginning.discard(gid)
+        applied = await self._proposed(entry, size)
         match applied.verdict:
             case Verdict.APPLIED if applied.txn is not None:
                 return applied.txn
@@ -319,9 +324,11 @@ class Driver:
     async def _settle(self, gid: str) -> Decision:
         self._require_leading()
         parsed = self._ledger.own_gid(gid)
-        if parsed is None or parsed.epoch > self._ledger.epoch or parsed.sequence >= self._next_sequence:
+        if parsed is not None and parsed.epoch > self._ledger.epoch:
+            raise NotKnownYet(f"{gid} is of a later leader than this node has heard of")
+        if parsed is None or parsed.sequence >= self._next_sequence:
             raise NotFound(f"{gid} has not been given to any transaction")
-        if gid in self._beginning:
+        if parsed.sequence in self._beginning or parsed.sequence in self._perhaps_begun:
             raise NotKnownYet(f"{gid} is on its way into the log")
         entry = Decided(gid=gid, decision=Decision.ABORT, reason="never begun, and asked for by a participant in doubt")
         applied = await self._proposed(entry, 200)
@@ -385,14 +392,13 @@ class Driver:
     async def leadership_changed(self, timeout_s: float) -> None:
         """Return when something about leadership has changed, or after `timeout_s`."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._leadership_waiters.append(future)
+        self._leadership_waiters.add(future)
         try:
             await asyncio.wait_for(future, timeout_s)
         except TimeoutError:
             pass  # asked for: the caller looks again either way
         finally:
-            if future in self._leadership_waiters:
-                self._leadership_waiters.remove(future)
+            self._leadership_waiters.discard(future)
 
     def _require_leading(self) -> None:
         if self._draining:
@@ -417,8 +423,9 @@ class Driver:
 
     async def stop(self) -> None:
         """Say nothing more, and let go of the log."""
-        self._draining = True
+        self._draining = self._stopped = True
         self._step_down()
+        self._cancel_timers()
         if self._housekeeper is not None:
             self._housekeeper.cancel()
         await self._courier.close()
@@ -437,7 +444,7 @@ class Driver:
         self._wake_leadership_waiters()
 
     def _wake_leadership_waiters(self) -> None:
-        waiters, self._leadership_waiters = self._leadership_waiters, []
+        waiters, self._leadership_waiters = self._leadership_waiters, set()
         for future in waiters:
             if not future.done():
                 future.set_result(None)
@@ -445,7 +452,7 @@ class Driver:
     def _claim(self, term: int) -> None:
         """Propose the barrier. Its application, in `applied`, is where driving starts."""
         leadership = self._log.leadership()
-        if not leadership.is_leader or leadership.term != term:
+        if not leadership.is_leader or leadership.term != term or self._stopped:
             return
         self._claimed = term
         command = encode_command(Header(epoch=term, at=self._clock.wall_ms()), [TookOver(node=self._config.node)])
@@ -456,9 +463,13 @@ class Driver:
         if done.cancelled():
             return
         error = done.exception()
-        if error is not None and self._epoch != term:
+        if error is not None and self._epoch != term and self._claimed == term:
             _log.warning("taking over as leader of term %d: %s; trying again", term, error)
-            asyncio.get_running_loop().call_later(RETRY_PROPOSAL_S, self._claim, term)
+            self._later(RETRY_PROPOSAL_S, self._claim_again, term)
+
+    def _claim_again(self, term: int) -> None:
+        if self._epoch != term and self._claimed == term:
+            self._claim(term)
 
     def _take_over(self, epoch: int) -> None:
         """Past the barrier: all that was committed before is applied. Finish what is unfinished."""
@@ -466,7 +477,10 @@ class Driver:
         if not leadership.is_leader or leadership.term != epoch:
             return
         self._epoch = epoch
-        self._next_sequence = 0
+        if self._numbered != epoch:
+            self._numbered, self._next_sequence, self._last_begun = epoch, 0, -1
+            self._perhaps_begun.clear()
+        self._reigns += 1
         unfinished = list(self._ledger.unfinished.items())
         _log.info("node %s leads epoch %d; %d transactions to finish", self._config.node, epoch, len(unfinished))
         for number, txn in unfinished:
@@ -481,10 +495,14 @@ class Driver:
             return
         _log.info("node %s no longer leads epoch %d", self._config.node, self._epoch)
         self._epoch = None
+        self._cancel_timers()
         self._courier.clear()
         self._deadlines.clear()
         self._running.clear()
         self._undecided = 0
+        self._under_way = 0
+        self._forgetting = False
+        self._perhaps_begun |= self._beginning
         self._beginning.clear()
         self._unfinished_of.clear()
         waiting, self._outbox, self._lazy = [*self._outbox, *self._lazy], deque(), []
@@ -499,6 +517,8 @@ class Driver:
         """Every entry that the ledger has applied comes through here, on every node, in log order."""
         for result in results:
             entry, txn = result.entry, result.txn
+            if isinstance(entry, Begun):
+                self._has_begun(entry, result)
             if result.verdict is not Verdict.APPLIED:
                 self._settle_wish(result)
                 continue
@@ -511,8 +531,11 @@ class Driver:
                     elif self._epoch is not None:
                         self._step_down()
                 case Registered():
-                    if self._epoch is not None:
+                    if self._epoch is not None and entry.name in self._ledger.participants:
                         self._courier.moved(self._ledger.participants[entry.name])
+                case Unregistered():
+                    self._unfinished_of.pop(entry.name, None)
+                    self._courier.forget(entry.name)
                 case _:
                     if txn is not None:
                         self._advanced(txn)
@@ -526,7 +549,6 @@ class Driver:
             return
         running = self._running.get(txn.gid)
         if running is None:
-            self._beginning.discard(txn.gid)
             if txn.ended_at is None:
                 self._name_participants(Gid.parse(txn.gid).number, txn)  # type: ignore[union-attr]  # applied: parses
                 self._adopt(txn)
@@ -544,6 +566,15 @@ class Driver:
         if just_decided:
             self._perform(running)
         self._consider(running)
+
+    def _has_begun(self, entry: Begun, result: Applied) -> None:
+        """A Begun is in the log, whatever it did there: it is not on its way any more."""
+        gid = self._ledger.own_gid(entry.gid)
+        if gid is not None and gid.epoch == self._numbered:
+            self._beginning.discard(gid.sequence)
+            self._perhaps_begun.discard(gid.sequence)
+            if result.verdict is Verdict.APPLIED:
+                self._last_begun = max(self._last_begun, gid.sequence)
 
     def _settle_wish(self, result: Applied) -> None:
         """An entry changed nothing. If it was our wish, look at the transaction as it is now."""
@@ -632,7 +663,7 @@ class Driver:
         if isinstance(entry, Ended) and txn.gid not in self._ended_waiters:
             self._lazy.append(_Waiting(entry, 40))
             if self._lazy_timer is None:
-                self._lazy_timer = asyncio.get_running_loop().call_later(ENDED_WAITS_S, self._send_lazy)
+                self._lazy_timer = self._later(ENDED_WAITS_S, self._send_lazy)
         else:
             results = sum(len(vote.result or b"") for vote in entry.votes) if isinstance(entry, Decided) else 0
             self._enqueue(_Waiting(entry, 200 + 60 * len(txn.branches) + results))
@@ -648,8 +679,28 @@ class Driver:
         self._outbox.append(item)
         self._schedule_flush()
 
-    def _send_lazy(self) -> None:
+    def _later(self, delay_s: float, work: Callable[..., None], *arguments: object) -> asyncio.TimerHandle:
+        """Call `work` then, unless leadership is lost before."""
+
+        def due() -> None:
+            self._timers.discard(timer)
+            work(*arguments)
+
+        timer = asyncio.get_running_loop().call_later(delay_s, due)
+        self._timers.add(timer)
+        return timer
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
         self._lazy_timer = None
+
+    def _send_lazy(self) -> None:
+        if self._lazy_timer is not None:
+            self._lazy_timer.cancel()
+            self._timers.discard(self._lazy_timer)
+            self._lazy_timer = None
         if self._lazy:
             self._schedule_flush()
 
@@ -674,13 +725,16 @@ class Driver:
         header = Header(epoch=self._epoch, at=self._clock.wall_ms())
         self._under_way += 1
         self._metrics.command_entries.observe(len(items))
+        reign = self._reigns
         future = self._log.propose(encode_command(header, [item.entry for item in items]))
-        future.add_done_callback(lambda done: self._flushed(items, done))
+        future.add_done_callback(lambda done: self._flushed(items, reign, done))
         if self._outbox:
             self._schedule_flush()
 
-    def _flushed(self, items: list[_Waiting], done: asyncio.Future[object]) -> None:
-        self._under_way -= 1
+    def _flushed(self, items: list[_Waiting], reign: int, done: asyncio.Future[object]) -> None:
+        present = reign == self._reigns and self._epoch is not None
+        if present:
+            self._under_way -= 1
         if self._outbox or (self._lazy and self._lazy_timer is None):
             self._schedule_flush()
         error = None if done.cancelled() else done.exception()
@@ -690,18 +744,20 @@ class Driver:
                 if item.future is not None and not item.future.done():
                     item.future.set_result(result)
             return
-        self._failed(items, error)
+        self._failed(items, error, present=present)
 
-    def _failed(self, items: Iterable[_Waiting], error: BaseException | None) -> None:
+    def _failed(self, items: Iterable[_Waiting], error: BaseException | None, *, present: bool) -> None:
         definite = isinstance(error, NotProposed)
         if error is not None and not isinstance(error, NotProposed | ProposalUnknown):
             _log.error("the log failed a proposal in a way that it does not promise", exc_info=error)
         again: list[str] = []
         for item in items:
+            if present and isinstance(item.entry, Begun):
+                self._has_no_answer(item.entry, definite=definite)
             if item.future is not None:
                 if not item.future.done():
                     item.future.set_exception(
-                        NoLeader("the log did not take it: no leader; nothing was done, try again")
+                        NotLeader("the log did not take it; nothing was done")
                         if definite
                         else OutcomeUnknown(
                             "the log did not say in time whether it took this; it may have been done. Ask again with "
@@ -710,8 +766,15 @@ class Driver:
                     )
             else:
                 again.append(getattr(item.entry, "gid", ""))
-        if again and self._epoch is not None:
-            asyncio.get_running_loop().call_later(RETRY_PROPOSAL_S, self._wish_again, again)
+        if again and present:
+            self._later(RETRY_PROPOSAL_S, self._wish_again, again)
+
+    def _has_no_answer(self, entry: Begun, *, definite: bool) -> None:
+        gid = self._ledger.own_gid(entry.gid)
+        if gid is not None and gid.sequence in self._beginning:
+            self._beginning.discard(gid.sequence)
+            if not definite:
+                self._perhaps_begun.add(gid.sequence)
 
     def _wish_again(self, gids: list[str]) -> None:
         for gid in gids:
@@ -725,7 +788,10 @@ class Driver:
     def _housekeep(self) -> None:
         """Forget what is old enough, in bounded pieces."""
         pause_s = self._config.timing.housekeeping_s
-        if self._epoch is not None and not self._draining:
+        if self._perhaps_begun:
+            # What has not begun before a later one never will: the ledger begins transactions in order.
+            self._perhaps_begun = {one for one in self._perhaps_begun if one > self._last_begun}
+        if self._epoch is not None and not self._draining and not self._forgetting:
             before = self._clock.wall_ms() - int(self._limits.retention_s * 1000)
             floor = self._ledger.floor
             found = 0
@@ -736,9 +802,17 @@ class Driver:
                     pause_s = 0.05
                     break
             if found:
-                self._enqueue(_Waiting(Forgotten(floor=floor, before=before), 50))
+                # One at a time: while the log is slow, another one would find the same again.
+                self._forgetting = True
+                done = self._proposed(Forgotten(floor=floor, before=before), 50)
+                done.add_done_callback(self._forgot)
         self._metrics.retained.set(len(self._ledger))
         self._housekeeper = asyncio.get_running_loop().call_later(pause_s, self._housekeep)
+
+    def _forgot(self, done: asyncio.Future[Applied]) -> None:
+        self._forgetting = False
+        if not done.cancelled() and (error := done.exception()) is not None:
+            _log.info("forgetting what has ended is tried again: %s", error)
 
 
 def _unknown_participant(name: str) -> Unprocessable:
