@@ -242,6 +242,7 @@ class Tap:
         self._port = port
         self._holds: list[Hold] = []
         self._rules: list[_Rule] = []
+        self._stopping = asyncio.Event()
         self._runner: web.AppRunner | None = None
         self._session: aiohttp.ClientSession | None = None
 
@@ -262,6 +263,7 @@ class Tap:
 
     async def start(self) -> None:
         """Listen. Raises `OSError` when the port is in use."""
+        self._stopping.clear()
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_route("*", "/{path:.*}", self._handle)
         # What is still held when the tap stops has nobody left to wait for.
@@ -279,6 +281,7 @@ class Tap:
 
     async def stop(self) -> None:
         """Stop listening; whatever is held is dropped."""
+        self._stopping.set()
         for hold in self._holds[:]:
             hold.drop()
         if self._runner is not None:
@@ -485,12 +488,12 @@ class Tap:
         rule = self._rule_for(message)
         return _Verdict.FORWARD if rule is None else rule.answer
 
-    @staticmethod
-    async def _bad(answer: Reply) -> web.StreamResponse:
-        if answer.status == -1:
-            raise _HangUp
+    async def _bad(self, answer: Reply) -> web.StreamResponse:
         if answer.status == 0:
-            await asyncio.Event().wait()  # until the server cancels it: the tap stops
+            # Until the tap stops: the server forgets requests whose sender has given up, and does not end them.
+            await self._stopping.wait()
+        if answer.status in (0, -1):
+            raise _HangUp
         return web.Response(status=answer.status, body=answer.raw, headers=list(answer.headers))
 
     def _saw(self, message: Message, status: int, answer: Any) -> None:

@@ -1,6 +1,7 @@
 """The tap in front of a real participant server: sees all, and interferes as told."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -189,6 +190,19 @@ async def test_silence_lasts_until_the_sender_gives_up(tap: Tap, coordinator: Co
             await coordinator.say("prepare", GIDS[0])
     tap.behave()
     assert (await coordinator.say("prepare", GIDS[0]))[0] == 200
+
+
+async def test_a_tap_that_stops_ends_its_silence(tap: Tap, coordinator: Coordinator) -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: complaints.append(context))
+    tap.misbehave(silence())
+    for ask in (coordinator.say("prepare", GIDS[0]), coordinator.batch(message("prepare", GIDS[1]))):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await ask
+    await tap.stop()
+    gc.collect()
+    assert not complaints, "a request was thrown away unfinished"
 
 
 async def test_one_of_a_batch_can_get_a_wrong_answer(tap: Tap, coordinator: Coordinator) -> None:
