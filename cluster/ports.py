@@ -9,6 +9,9 @@ from cluster.process import ProcessTrouble
 
 HOST: Final = "127.0.0.1"
 
+_given: Final[set[int]] = set()
+"""Ports given out by this process: whoever asked for one may not listen on it yet, and the next one shall not get it."""
+
 _FIRST: Final = 10_000
 _TRIES: Final = 1_000
 
@@ -36,9 +39,10 @@ def free_ports(count: int) -> list[int]:
     found: set[int] = set()
     for _ in range(_TRIES):
         if len(found) == count:
+            _given.update(found)
             return sorted(found)
         port = chooser.randrange(_FIRST, end)
-        if port not in found and is_free(port):
+        if port not in found and port not in _given and is_free(port):
             found.add(port)
     raise ProcessTrouble(f"no {count} free ports between {_FIRST} and {end}; stop something, or choose with --port")
 

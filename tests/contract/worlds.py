@@ -50,7 +50,6 @@ class World:
     """One or more nodes of one log."""
 
     nodes: tuple[str, ...] = ("n1",)
-    durable = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -98,15 +97,12 @@ class MemoryWorld(World):
 
 
 class SoloWorld(World):
-    durable = True
-
     def make(self, node: str) -> ReplicatedLog:
         return SoloLog(self.folder / node, node, max_command_bytes=MAX_COMMAND_BYTES, on_fatal=self.fatal.append)
 
 
 class RaftWorld(World):
     nodes = ("n1", "n2", "n3")
-    durable = True
     settings = RaftSettings(max_command_bytes=MAX_COMMAND_BYTES, leader_fallback_s=0.6, proposal_timeout_s=1.5)
 
     def __init__(self, folder: Path, addresses: dict[str, tuple[str, int]]) -> None:
