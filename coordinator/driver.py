@@ -22,6 +22,7 @@ import heapq
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -389,16 +390,17 @@ class Driver:
             case _:
                 raise NotLeader(f"{name} was not unregistered: {applied.verdict.value}")
 
-    async def leadership_changed(self, timeout_s: float) -> None:
-        """Return when something about leadership has changed, or after `timeout_s`."""
+    def leadership_change(self) -> asyncio.Future[None]:
+        """Done once something about leadership has changed; whoever no longer waits for it cancels it."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._leadership_waiters.add(future)
-        try:
-            await asyncio.wait_for(future, timeout_s)
-        except TimeoutError:
-            pass  # asked for: the caller looks again either way
-        finally:
-            self._leadership_waiters.discard(future)
+        future.add_done_callback(self._leadership_waiters.discard)
+        return future
+
+    async def leadership_changed(self, timeout_s: float) -> None:
+        """Return when something about leadership has changed, or after `timeout_s`."""
+        with suppress(TimeoutError):  # asked for: the caller looks again either way
+            await asyncio.wait_for(self.leadership_change(), timeout_s)
 
     def _require_leading(self) -> None:
         if self._draining:

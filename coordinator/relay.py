@@ -5,12 +5,14 @@ all requests that come through here may be repeated, because a new transaction c
 """
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
+from yarl import URL
 
 from cluster.replication.clock import Clock
 from cluster.replication.log import ReplicatedLog
@@ -28,7 +30,11 @@ PASSED_ON_PATIENCE_S: Final = 0.5
 """The same for a request that another node has passed on, and that will look elsewhere then."""
 
 _LOOK_AGAIN_S: Final = 0.1
-_COPIED: Final = ("Content-Type", "Retry-After", "Location")
+_LOOK_ANYHOW_S: Final = 1.0
+_COPIED: Final = ("Content-Type", "Retry-After", "Outlast-Code")
+
+LEADER: Final = "Outlast-Leader"
+"""Header of an answer that was passed on: where the leader is, so that a client may ask it directly next time."""
 
 
 class _TryNext(Exception):
@@ -44,8 +50,17 @@ class _TryNext(Exception):
 class Relay:
     """Runs a request here if this node leads, and where the leader is if not."""
 
-    def __init__(self, *, config: NodeConfig, driver: Driver, log: ReplicatedLog, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        config: NodeConfig,
+        driver: Driver,
+        log: ReplicatedLog,
+        clock: Clock,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._config = config
+        self._tls = tls
         self._driver = driver
         self._log = log
         self._clock = clock
@@ -127,11 +142,16 @@ class Relay:
                     led_until_s = now_s
                 elif leads is not None or now_s - led_until_s >= leaderless_s:
                     raise _TryNext(perhaps_done=True)
-                changed = asyncio.ensure_future(self._driver.leadership_changed(_LOOK_AGAIN_S))
+                # Thousands may wait here: a change wakes them, and they look by themselves only now and then.
+                changed = self._driver.leadership_change()
+                events: set[asyncio.Future[Any]] = {exchange, changed}
+                look_s = _LOOK_ANYHOW_S if leads == leader else led_until_s + leaderless_s - now_s
                 try:
-                    await asyncio.wait({exchange, changed}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait(events, timeout=look_s, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     changed.cancel()
+                if leads == leader:
+                    led_until_s = self._clock.monotonic_s()
             return exchange.result()
         except _TryNext as error:
             error.led_s = led_until_s - began_s
@@ -144,18 +164,25 @@ class Relay:
     ) -> web.Response:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+                connector=aiohttp.TCPConnector(limit=0, ssl=self._tls or True),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
             )
         headers = CIMultiDict(extra)
         headers[PASSED_ON] = self._config.node
         for name in ("Authorization", "Content-Type"):
             if name in request.headers:
                 headers[name] = request.headers[name]
+        if self._config.token is not None:
+            # Whoever gets this far was let in here, perhaps by a certificate, or by an older token.
+            headers["Authorization"] = f"Bearer {self._config.token}"
+        url = self._config.peer(leader).url
         timeout = aiohttp.ClientTimeout(total=wait_s + LEADER_PATIENCE_S, sock_connect=0.5)
         try:
             async with self._session.request(
                 request.method,
-                self._config.peer(leader).url + request.raw_path,
+                # Not `raw_path`: that may be a whole URL, as clients of proxies send it.
+                URL(url + request.rel_url.raw_path_qs, encoded=True),
                 data=body or None,
                 headers=headers,
                 timeout=timeout,
@@ -165,6 +192,7 @@ class Relay:
                 if response.status == 503 and response.headers.get("Outlast-Code") in ("no_leader", "shutting_down"):
                     raise _TryNext(perhaps_done=False)
                 kept = {name: response.headers[name] for name in _COPIED if name in response.headers}
+                kept[LEADER] = url
                 return web.Response(status=response.status, body=answer, headers=kept)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise _TryNext(perhaps_done=False) from error
