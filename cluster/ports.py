@@ -10,7 +10,7 @@ from cluster.process import ProcessTrouble
 HOST: Final = "127.0.0.1"
 
 _given: Final[set[int]] = set()
-"""Ports given out by this process: whoever asked for one may not listen on it yet, and the next one shall not get it."""
+"""Ports given out by this process: whoever has one may not listen on it yet, and the next one shall not get it."""
 
 _FIRST: Final = 10_000
 _TRIES: Final = 1_000
