@@ -46,7 +46,7 @@ import asyncio
 import json
 import random
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar
@@ -207,6 +207,7 @@ class Client:
         self._first = 0
         """The node that is asked first: the last one that answered, or the leader it named."""
         self._session: aiohttp.ClientSession | None = None
+        self._sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     async def __aenter__(self) -> Self:
         if self._session is not None:
@@ -340,8 +341,10 @@ class Client:
 
     async def unregister(self, name: str) -> None:
         """Give up a participant's name. Raises `NotFound`, `Conflict` while transactions need it, and as `register`."""
-        path = _path("participants", name)
-        await self._call("DELETE", path, lambda _: None, until_s=self._until(None), gone_is_done=True)
+        path, until_s = _path("participants", name), self._until(None)
+        # A DELETE that finds nothing may follow one whose answer was lost: whether there was something is asked before.
+        await self._call("GET", path, read_participant, until_s=until_s, harmless=True)
+        await self._call("DELETE", path, lambda _: None, until_s=until_s, gone_is_done=True)
 
     async def participants(self) -> tuple[Participant, ...]:
         """All that are registered, and how they are. Raises `NotAllowed`, `Unavailable`."""
@@ -369,7 +372,7 @@ class Client:
                 break  # what is known of it is returned: that it was begun
             if loop.time() - asked_s < _ANSWER_MARGIN_S / 2:
                 # This node does not wait, for whatever reason.
-                await asyncio.sleep(max(0.0, min(until_s - loop.time(), self._pause_s(failures))))
+                await self._sleep(max(0.0, min(until_s - loop.time(), self._pause_s(failures))))
                 failures += 1
         return txn
 
@@ -390,7 +393,7 @@ class Client:
         """What `read` makes of the answer, from the first node that gives one.
 
         harmless: the call changes nothing, so it does not matter whether a try was dealt with.
-        gone_is_done: 404 after a try of unknown fate means that the try did it.
+        gone_is_done: 404 is what the call is for.
         """
         loop = asyncio.get_running_loop()
         data = None if body is None else json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
@@ -402,7 +405,7 @@ class Client:
                     node, method, path, data, headers, max(0.001, min(left_s, self._try_timeout_s))
                 )
                 if answer.status >= 400:
-                    if answer.status == 404 and gone_is_done and perhaps_done:
+                    if answer.code == "not_found" and gone_is_done:
                         return read(None)
                     raise _error_of(answer)
                 result = _read(read, answer)
@@ -428,7 +431,7 @@ class Client:
                 pause_s = max(pause_s, min(answer_again_s, BACKOFF_MAX_S))
             if loop.time() + pause_s >= until_s:
                 raise _gave_up(failed, method, path, perhaps_done=perhaps_done, key=key, gid=gid) from failed
-            await asyncio.sleep(pause_s)
+            await self._sleep(pause_s)
 
     def _pause_s(self, failures: int) -> float:
         ceiling = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2.0 ** max(0, min(failures, 16)))
@@ -485,13 +488,15 @@ class Client:
 
 
 def _node_url(url: str) -> str:
+    if not isinstance(url, str) or not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError(f"{url!r} is not a node's URL, such as http://127.0.0.1:7401")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f"{url!r} is not a node's URL: {error}") from error
-    plain = parts.username is None and not parts.query and not parts.fragment and url.isascii() and url.isprintable()
-    if parts.scheme not in ("http", "https") or not host or port == 0 or not plain or " " in url:
+    extra = parts.username is not None or parts.query or parts.fragment
+    if parts.scheme not in ("http", "https") or not host or port == 0 or extra:
         raise ValueError(f"{url!r} is not a node's URL, such as http://127.0.0.1:7401")
     return url.rstrip("/")
 
