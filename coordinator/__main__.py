@@ -16,19 +16,23 @@ from cluster.replication.solo import SoloLog
 from cluster.replication.transport import SocketTransport
 from coordinator.config import ConfigError, NodeConfig, split_address
 from coordinator.node import Node
+from coordinator.tls import Tls, identifier
 
 _log = logging.getLogger("coordinator")
 
 
 def run(config: NodeConfig) -> int:
-    """Run the node until SIGTERM or SIGINT. Exit status: 0 after a graceful stop, 1 when it could not go on."""
+    """Run the node until SIGTERM or SIGINT. Exit status: 0 after a graceful stop, 1 when it could not go on.
+
+    Raises `ConfigError` when a certificate or key will not do. SIGHUP reads them anew.
+    """
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
-    return uvloop.run(_serve(config))
+    return uvloop.run(_serve(config, Tls.load(config)))
 
 
-async def _serve(config: NodeConfig) -> int:
+async def _serve(config: NodeConfig, tls: Tls) -> int:
     over = asyncio.Event()
     fatal: list[BaseException] = []
 
@@ -40,8 +44,9 @@ async def _serve(config: NodeConfig) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, _reload, tls)
     config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    node = Node(config, _make_log(config, stop), SystemClock())
+    node = Node(config, _make_log(config, stop, tls), SystemClock(), tls=tls)
     try:
         await node.start()
     except OSError as error:
@@ -58,7 +63,17 @@ async def _serve(config: NodeConfig) -> int:
     return 0
 
 
-def _make_log(config: NodeConfig, on_fatal: OnFatal) -> ReplicatedLog:
+def _reload(tls: Tls) -> None:
+    """Certificates have been replaced. A wrong file changes nothing: what was good is still shown."""
+    try:
+        tls.reload()
+    except ConfigError as error:
+        _log.error("the certificates stay as they were: %s", error)  # the text says it all
+    else:
+        _log.info("certificates and keys are read anew")
+
+
+def _make_log(config: NodeConfig, on_fatal: OnFatal, tls: Tls) -> ReplicatedLog:
     """Raft among several nodes; one node alone has a durable log and nobody to take over from it."""
     folder = config.data / "log"
     if len(config.nodes) == 1:
@@ -68,6 +83,9 @@ def _make_log(config: NodeConfig, on_fatal: OnFatal) -> ReplicatedLog:
         addresses={peer.id: split_address(peer.raft, "raft") for peer in config.nodes},
         cluster=config.cluster,
         secret=config.secret.encode(),
+        ssl_server=tls.raft_server,
+        ssl_client=tls.raft_client,
+        identify=None if tls.raft_server is None else identifier(config.cluster),
     )
     return RaftLog(
         node=config.node,
@@ -88,11 +106,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m coordinator", description="Run one node of an Outlast cluster.")
     parser.add_argument("--config", type=Path, required=True, help="the node's TOML file")
     try:
-        config = NodeConfig.load(parser.parse_args(arguments).config)
+        return run(NodeConfig.load(parser.parse_args(arguments).config))
     except ConfigError as error:
         print(f"outlast: {error}", file=sys.stderr)
         return 2
-    return run(config)
 
 
 if __name__ == "__main__":

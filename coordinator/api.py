@@ -6,6 +6,7 @@ this node leads and at the leader when it does not.
 
 import asyncio
 import logging
+import ssl
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -65,6 +66,7 @@ class Api:
         log: ReplicatedLog,
         clock: Clock,
         metrics: Metrics,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._config = config
         self._limits = config.limits
@@ -73,7 +75,7 @@ class Api:
         self._log = log
         self._clock = clock
         self._metrics = metrics
-        self._relay = Relay(config=config, driver=driver, log=log, clock=clock)
+        self._relay = Relay(config=config, driver=driver, log=log, clock=clock, tls=tls)
 
     def application(self) -> web.Application:
         """An aiohttp application with all routes."""
@@ -108,7 +110,7 @@ class Api:
         """Every error becomes problem+json; only our own mistakes become a 500, with a trace in the log alone."""
         try:
             if request.path not in _OPEN_PATHS:
-                check_token(request, self._config.token)
+                check_token(request, self._config.token, self._config.older_tokens)
             return await handler(request)
         except OutlastError as error:
             return problem(error.status, error.title, error.detail, code=error.code, retry_after_s=error.retry_after_s)

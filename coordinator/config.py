@@ -2,13 +2,16 @@
 
 A node reads them from a TOML file (`outlast node --config FILE`); `docs/CONFIGURATION.md` shows one. A wrong file is
 refused as a whole, with the name of the setting that is wrong.
+
+Certificates and keys are named here and not opened: `outlast down` must work although a certificate has expired.
+`tls.py` opens them, when a node starts. Secrets and tokens may lie in files of their own, and those are read here.
 """
 
 import ipaddress
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -111,11 +114,12 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """One node of the cluster. `api` and `raft` are host:port."""
+    """One node of the cluster. `api` and `raft` are host:port. `https`: its API is served over TLS."""
 
     id: str
     api: str
     raft: str
+    https: bool = False
 
     def __post_init__(self) -> None:
         _require(valid_name(self.id), f"a node cannot be called {self.id!r}")
@@ -125,7 +129,56 @@ class Peer:
     @property
     def url(self) -> str:
         """Where its API is."""
-        return f"http://{self.api}"
+        return f"{'https' if self.https else 'http'}://{self.api}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """`[tls]`: the files, PEM, that make a node speak TLS to nodes and clients, and nothing else.
+
+    ca: who issues the certificates of this cluster's nodes, and of nobody else.
+    certificate, key: this node's; the certificate names the node, see `tls.node_ids`.
+    api_certificate, api_key: shown to clients instead, both or none.
+    api_ca: who issues what the other nodes show to clients; None: `ca`, or with `api_certificate` the system's.
+    client_ca: whoever shows a certificate of this issuer need not show the token.
+    """
+
+    ca: Path
+    certificate: Path
+    key: Path
+    api_certificate: Path | None = None
+    api_key: Path | None = None
+    api_ca: Path | None = None
+    client_ca: Path | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.api_certificate is None) == (self.api_key is None), "tls.api_certificate and tls.api_key go together"
+        )
+
+    @property
+    def trusted(self) -> Path | None:
+        """Who issues what nodes show to clients; None: the issuers that the system trusts."""
+        return self.api_ca or (self.ca if self.api_certificate is None else None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParticipantFiles:
+    """`[participants]`: how the node speaks TLS to participants whose URL is https.
+
+    ca: who issues their certificates; None: the issuers that the system trusts.
+    certificate, key: what this node shows to those that ask; both or none.
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.certificate is None) == (self.key is None),
+            "participants.certificate and participants.key go together",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +190,10 @@ class NodeConfig:
     data: its folder.
     secret: shared by the nodes of the cluster; proves a peer before its first message is read.
     token: if set, every API request but the health checks must carry it as a bearer token.
+    older_tokens: accepted too, and never sent: so that clients can be given a new token one after the other.
+    token_file: where `token` was read from, if it was.
     participant_token: if set, sent to participants as a bearer token.
+    tls: None is for loopback only.
     """
 
     cluster: str
@@ -146,7 +202,11 @@ class NodeConfig:
     nodes: tuple[Peer, ...]
     secret: str = field(repr=False)
     token: str | None = field(default=None, repr=False)
+    older_tokens: tuple[str, ...] = field(default=(), repr=False)
+    token_file: Path | None = None
     participant_token: str | None = field(default=None, repr=False)
+    tls: TlsFiles | None = None
+    participants: ParticipantFiles = field(default_factory=ParticipantFiles)
     limits: Limits = field(default_factory=Limits)
     timing: Timing = field(default_factory=Timing)
 
@@ -162,13 +222,39 @@ class NodeConfig:
         addresses = [address for peer in self.nodes for address in (peer.api, peer.raft)]
         _require(len(set(addresses)) == len(addresses), "two nodes, or two ports of one, share an address")
         _require(len(self.secret) >= 16, "secret must have at least 16 characters")
-        for name in ("token", "participant_token"):
-            value = getattr(self, name)
+        for name, value in (
+            ("token", self.token),
+            ("participant_token", self.participant_token),
+            *(("token", older) for older in self.older_tokens),
+        ):
             _require(value is None or len(value) >= 16, f"{name} must have at least 16 characters")
-        for address in (self.me.api, self.me.raft):
+            _require(value is None or _is_token(value), f"{name} must be printable ASCII without spaces")
+        _require(self.token is not None or not self.older_tokens, "older tokens need a newer one")
+        https = self.tls is not None
+        if any(peer.https != https for peer in self.nodes):
+            object.__setattr__(self, "nodes", tuple(replace(peer, https=https) for peer in self.nodes))
+        self._check_exposure()
+
+    def _check_exposure(self) -> None:
+        """Who can be reached from elsewhere must be hard to fool: no plain text, and nobody without a token."""
+        for peer in self.nodes:
+            for address in (peer.api, peer.raft):
+                host, _ = split_address(address, "address")
+                _require(
+                    self.tls is not None or is_loopback(host),
+                    f"{address} is not on loopback: beyond it nodes speak TLS only. Make certificates with "
+                    f"`outlast certs DIR --cluster {self.cluster} --node {peer.id}={host} ...` "
+                    "and name them: [tls] ca, certificate, key",
+                )
+        if self.token is None:
             _require(
-                is_loopback(split_address(address, "address")[0]),
-                f"{address} is not on loopback: a node listens beyond it only with TLS, which is not there yet",
+                is_loopback(split_address(self.me.api, "api")[0]),
+                f"{self.me.api} is not on loopback: beyond it the API needs a token. Put one into a file "
+                "(`outlast certs` makes one) and name it: token_file",
+            )
+            _require(
+                self.tls is None or self.tls.client_ca is None,
+                "tls.client_ca needs a token too, because nodes pass requests on with it: set token_file",
             )
 
     @property
@@ -185,7 +271,10 @@ class NodeConfig:
 
     @staticmethod
     def load(path: Path) -> "NodeConfig":
-        """Read a TOML file. Raises `ConfigError`; relative `data` counts from the file's folder."""
+        """Read a TOML file, and the files of secrets and tokens that it names. Raises `ConfigError`.
+
+        Relative paths count from the file's folder.
+        """
         try:
             plain = tomllib.loads(path.read_text())
         except OSError as error:
@@ -211,8 +300,47 @@ class NodeConfig:
         if not isinstance(data, str) or not data:
             raise ConfigError("data must name a folder")
         values["data"] = base / data
+        if "tls" in values:
+            values["tls"] = _build(TlsFiles, _paths(values["tls"], "tls", base), "tls")
+        files = _paths(values.get("participants", {}), "participants", base)
+        values["participants"] = _build(ParticipantFiles, files, "participants")
+        older: list[str] = []
+        if "token_file" in values:
+            values["token"], *older = _read_beside(values, "token", base)
+            values["token_file"] = base / values["token_file"]
+        for name in ("secret", "participant_token"):
+            if f"{name}_file" in values:
+                lines = _read_beside(values, name, base)
+                if len(lines) != 1:
+                    raise ConfigError(f"{name}_file must hold one line, not {len(lines)}")
+                values[name] = lines[0]
+                del values[f"{name}_file"]
         config: NodeConfig = _build(NodeConfig, values, "the file")
-        return config
+        return replace(config, older_tokens=tuple(older))
+
+
+def read_secret_lines(path: Path, what: str) -> list[str]:
+    """The lines of a file of tokens, or of a secret; at least one. Raises `ConfigError`, which quotes none of it.
+
+    what: the setting that names the file. A file that everybody can read keeps no secret, and is refused.
+    """
+    try:
+        refuse_readable_by_all(path, what)
+        text = path.read_text("ascii")
+    except OSError as error:
+        raise ConfigError(f"{what}: {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ConfigError(f"{what}: {path} must hold printable ASCII") from None  # the cause holds the text
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ConfigError(f"{what}: {path} is empty")
+    return lines
+
+
+def refuse_readable_by_all(path: Path, what: str) -> None:
+    """Raise `ConfigError` when every user of this machine can read or change `path`; OSError when it is not there."""
+    if path.stat().st_mode & 0o007:
+        raise ConfigError(f"{what}: every user of this machine can read {path}; do `chmod 600 {path}`")
 
 
 def split_address(address: str, what: str) -> tuple[str, int]:
@@ -233,6 +361,29 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _is_token(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text
+
+
+def _read_beside(values: Mapping[str, Any], name: str, base: Path) -> list[str]:
+    """What the file named by `NAME_file` holds, where `NAME` itself must not be."""
+    file = values[f"{name}_file"]
+    if not isinstance(file, str) or not file:
+        raise ConfigError(f"{name}_file must name a file")
+    if name in values:
+        raise ConfigError(f"give {name} or {name}_file, not both")
+    return read_secret_lines(base / file, f"{name}_file")
+
+
+def _paths(table: object, where: str, base: Path) -> dict[str, Path]:
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{where} must be a table")
+    for name, value in table.items():
+        if not isinstance(value, str) or not value:
+            raise ConfigError(f"{name} in {where} must name a file")
+    return {name: base / value for name, value in table.items()}
+
+
 def _require(holds: bool, otherwise: str) -> None:
     if not holds:
         raise ConfigError(otherwise)
@@ -241,10 +392,14 @@ def _require(holds: bool, otherwise: str) -> None:
 _SCALARS: Final = (str, int, float)
 
 
+_NO_SETTINGS: Final = ("https", "older_tokens")
+"""Fields that follow from other settings."""
+
+
 def _build(kind: type, values: object, where: str) -> Any:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where} must be a table")
-    known = {item.name: item for item in fields(kind)}
+    known = {item.name: item for item in fields(kind) if item.name not in _NO_SETTINGS}
     for name, value in values.items():
         if name not in known:
             raise ConfigError(f"{where} has no setting {name!r}; there are {', '.join(known)}")

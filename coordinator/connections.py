@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from coordinator.config import is_loopback
+
 _MAX_HEADERS_BYTES: Final = 16 << 10
 IDLE_S: Final = 30.0
 """A kept connection that was not used for so long is closed: most servers close theirs after a minute or more."""
@@ -23,10 +25,23 @@ class PostFailed(Exception):
 
 
 class Connections:
-    """A pool of connections, by origin. As many at once as there are requests under way; kept ones are used again."""
+    """A pool of connections, by origin. As many at once as there are requests under way; kept ones are used again.
 
-    def __init__(self, *, timeout_s: float, connect_timeout_s: float, headers: dict[str, str]) -> None:
+    tls: for https; None: the issuers that the system trusts. A bearer token among the headers goes beyond loopback only
+    over TLS.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout_s: float,
+        connect_timeout_s: float,
+        headers: dict[str, str],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._timeout_s = timeout_s
+        self._tls = tls
+        self._keeps_secret = "Authorization" in headers
         self._connect_timeout_s = connect_timeout_s
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._origins: dict[str, _Origin] = {}
@@ -38,7 +53,7 @@ class Connections:
         """
         origin = self._origins.get(url)
         if origin is None:
-            origin = self._origins[url] = _Origin(url)
+            origin = self._origins[url] = self._origin(url)
         head = (
             f"POST {origin.path}{path} HTTP/1.1\r\nHost: {origin.authority}\r\nContent-Type: {content_type}\r\n"
             f"Content-Length: {len(body)}\r\n{self._headers}\r\n"
@@ -61,6 +76,17 @@ class Connections:
                 else:
                     connection.close()
             return answer
+
+    def _origin(self, url: str) -> "_Origin":
+        parts = urlsplit(url)
+        if parts.scheme != "https":
+            if self._keeps_secret and not is_loopback(parts.hostname or ""):
+                raise PostFailed("no connection: a token goes beyond loopback only over TLS; register an https URL")
+            return _Origin(url, None)
+        if self._tls is None:
+            # Made when it is needed: reading the system's issuers takes a while.
+            self._tls = ssl.create_default_context()
+        return _Origin(url, self._tls)
 
     async def _connect(self, origin: "_Origin") -> "_Connection":
         loop = asyncio.get_running_loop()
@@ -89,13 +115,13 @@ class Connections:
 class _Origin:
     """Where requests go, and the idle connections there, the one used last on top."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tls: ssl.SSLContext | None) -> None:
         parts = urlsplit(url)
         self.host = parts.hostname or ""
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
         self.authority = parts.netloc
         self.path = parts.path.rstrip("/")
-        self.tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self.tls = tls
         self._idle: deque[tuple[float, _Connection]] = deque()
 
     def take_idle(self) -> "_Connection | None":

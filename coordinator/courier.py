@@ -21,6 +21,7 @@ import asyncio
 import heapq
 import logging
 import random
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -152,6 +153,7 @@ class Courier:
         stamp: Callable[[str], Stamp],
         on_answers: Callable[[list[Answer]], None],
         token: str | None = None,
+        tls: ssl.SSLContext | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._clock = clock
@@ -163,6 +165,7 @@ class Courier:
             timeout_s=timing.participant_timeout_s,
             connect_timeout_s=timing.connect_timeout_s,
             headers={} if token is None else {"Authorization": f"Bearer {token}"},
+            tls=tls,
         )
         self._rng = rng if rng is not None else random.Random()  # noqa: S311  # spreads retries, keeps no secret
         self._order = count()

@@ -12,16 +12,22 @@ from coordinator.config import NodeConfig, split_address
 from coordinator.courier import Courier
 from coordinator.driver import Driver
 from coordinator.ledger import Ledger
+from coordinator.listening import listen
 from coordinator.metrics import Metrics
+from coordinator.tls import Tls
 
 _log = logging.getLogger(__name__)
 
 
 class Node:
-    """Life of a node: `start`, then `stop`, which hands over, answers who waits, and only then goes."""
+    """Life of a node: `start`, then `stop`, which hands over, answers who waits, and only then goes.
 
-    def __init__(self, config: NodeConfig, log: ReplicatedLog, clock: Clock) -> None:
+    tls: opened from the configuration when it is left out, which raises `ConfigError`.
+    """
+
+    def __init__(self, config: NodeConfig, log: ReplicatedLog, clock: Clock, *, tls: Tls | None = None) -> None:
         self.config = config
+        self._tls = tls = tls if tls is not None else Tls.load(config)
         self.ledger = Ledger(config.cluster)
         self.log = log
         self._clock = clock
@@ -39,6 +45,7 @@ class Node:
                 stamp=stamp,
                 on_answers=heard,
                 token=config.participant_token,
+                tls=tls.participants,
             ),
         )
         self._runner: web.AppRunner | None = None
@@ -52,6 +59,7 @@ class Node:
             log=self.log,
             clock=self._clock,
             metrics=self._metrics,
+            tls=self._tls.api_client,
         )
         host, port = split_address(self.config.me.api, "api")
         # aiohttp waits so long twice: for requests that are whole, and then for all, bodies that never come included.
@@ -59,7 +67,7 @@ class Node:
             api.application(), access_log=None, shutdown_timeout=self.config.timing.stop_grace_s / 2
         )
         await self._runner.setup()
-        await web.TCPSite(self._runner, host, port, backlog=1024).start()
+        await listen(self._runner, host, port, self._tls.api_server)
         await self.driver.start()
         _log.info("node %s of cluster %s listens on %s", self.config.node, self.config.cluster, self.config.me.url)
 

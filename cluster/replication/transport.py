@@ -18,6 +18,10 @@ ids are part of what is proved, so no proof can be used the other way round or f
 are at most `handshake_bytes_max` long, there is a deadline, and there are at most `strangers_max` strangers at a
 time.
 
+**TLS, where it is used, comes before all of that**, and both ends must show a certificate. Its issuer is verified in
+the TLS handshake, and the node that it names before the first frame is read: a peer then proves the secret as well, and
+as that same node.
+
 **A frame** is its length (4 bytes, big-endian) and msgpack: the sender's term, the type of the message, and its
 fields in the order of `SHAPES`. The length is judged before the body is read. `SHAPES` is the whitelist: what is not
 in it, or is of another shape, is dropped with a line in the log; bytes that are no frame end the connection.
@@ -43,6 +47,7 @@ from typing import Any, Final, Protocol, cast
 
 import msgpack
 
+from cluster.replication.door import TlsDoor
 from cluster.replication.guard import Message
 
 _log = logging.getLogger(__name__)
@@ -215,8 +220,8 @@ class SocketTransport:
     """`Transport` over TCP.
 
     `addresses` holds host and port of every node of the cluster, this one's too: it listens there. `secret` is shared
-    by the nodes of one cluster, and by nobody else. With `ssl_server` and `ssl_client` (both or none), TLS carries
-    it all.
+    by the nodes of one cluster, and by nobody else. With `ssl_server`, `ssl_client` and `identify` (all or none), TLS
+    carries it all; both contexts must demand a certificate, and `identify` says which nodes one (DER) names.
     """
 
     def __init__(
@@ -229,11 +234,14 @@ class SocketTransport:
         settings: TransportSettings | None = None,
         ssl_server: ssl.SSLContext | None = None,
         ssl_client: ssl.SSLContext | None = None,
+        identify: Callable[[bytes], frozenset[str]] | None = None,
         rng: random.Random | None = None,
     ) -> None:
         assert node in addresses
         assert len(secret) >= 16, "a secret of less than 16 bytes can be guessed"
-        assert (ssl_server is None) == (ssl_client is None)
+        assert (ssl_server is None) == (ssl_client is None) == (identify is None)
+        assert ssl_server is None or ssl_server.verify_mode is ssl.CERT_REQUIRED
+        assert ssl_client is None or ssl_client.verify_mode is ssl.CERT_REQUIRED
         self.node = node
         self.cluster = cluster
         self.secret = secret
@@ -242,9 +250,11 @@ class SocketTransport:
         self._addresses = dict(addresses)
         self._ssl_server = ssl_server
         self._ssl_client = ssl_client
+        self._identify = identify
         self._rng = rng or random.Random()  # noqa: S311 - spreads retries, guards nothing
         self._handlers: Handlers | None = None
         self._server: asyncio.Server | None = None
+        self._door: TlsDoor | None = None
         self._pursuits: list[asyncio.Task[None]] = []
         self._links: dict[str, _Link] = {}
         self._missing: dict[str, asyncio.Event] = {}
@@ -260,7 +270,16 @@ class SocketTransport:
         loop = asyncio.get_running_loop()
         host, port = self._addresses[self.node]
         self._handlers = handlers
-        self._server = await loop.create_server(lambda: _Link(self, None), host, port, ssl=self._ssl_server)
+        if self._ssl_server is None:
+            self._server = await loop.create_server(lambda: _Link(self, None), host, port)
+        else:
+            self._door = TlsDoor(
+                lambda: _Link(self, None),
+                self._ssl_server,
+                handshakes_max=self.settings.strangers_max,
+                handshake_timeout_s=self.settings.handshake_timeout_s,
+            )
+            await self._door.start(host, port)
         for peer in sorted(self.peers):
             self._missing[peer] = asyncio.Event()
             self._missing[peer].set()
@@ -289,6 +308,9 @@ class SocketTransport:
         if server is not None:
             # The listening socket first: whoever loses a connection to us and dials again is refused.
             server.close()
+        door, self._door = self._door, None
+        if door is not None:
+            await door.close()
         for pursuit in self._pursuits:
             pursuit.cancel()
         await asyncio.gather(*self._pursuits, return_exceptions=True)
@@ -308,6 +330,7 @@ class SocketTransport:
         dials = self.node > peer
         # Soon again at first: a dying process may still accept while its sockets are closed one after the other.
         pause_s = first_pause_s = self.settings.retry_s / 16
+        said = ""
         while True:
             if not self._missing[peer].is_set():
                 await self._missing[peer].wait()
@@ -316,7 +339,11 @@ class SocketTransport:
                 async with asyncio.timeout(self.settings.connect_timeout_s):
                     if dials:
                         _, link = await loop.create_connection(
-                            lambda: _Link(self, peer), host, port, ssl=self._ssl_client
+                            lambda: _Link(self, peer),
+                            host,
+                            port,
+                            ssl=self._ssl_client,
+                            server_hostname=None if self._ssl_client is None else peer,
                         )
                     else:
                         probe, _ = await loop.create_connection(asyncio.Protocol, host, port)
@@ -324,6 +351,10 @@ class SocketTransport:
             except ConnectionRefusedError:
                 if self._handlers is not None and peer not in self._links:
                     self._handlers.refused(peer)
+            except ssl.SSLError as error:
+                # Somebody is there, and is not who we take for our peer: that does not pass by itself. Said once.
+                if said != (said := f"{error.reason}"):
+                    _log.warning("%s: no TLS with %s: %s", self.node, peer, error)
             except (OSError, TimeoutError) as error:
                 _log.debug("%s: cannot reach %s: %r", self.node, peer, error)
             else:
@@ -337,6 +368,13 @@ class SocketTransport:
             pause_s = min(pause_s * 2, self.settings.retry_s)
 
     # What links tell their transport.
+
+    def vouched(self, transport: asyncio.Transport) -> frozenset[str]:
+        """The peers that the other end may be, as far as its certificate goes; without TLS, any."""
+        if self._identify is None:
+            return self.peers
+        der = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        return self.peers & self._identify(der) if der else frozenset()
 
     def admit(self, link: "_Link", *, accepted: bool) -> bool:
         """A connection begins its handshake; False: there are too many strangers."""
@@ -398,6 +436,7 @@ class _Link(asyncio.Protocol):
         self._dropped = False
         self._silent = True
         self._rest = bytearray()
+        self._vouched: frozenset[str] = frozenset()
         self._nonces: tuple[bytes, bytes] = (b"", b"")  # the dialer's, the acceptor's
         self._expected: Callable[[Any], None] = self._hello if self.accepted else self._challenge
         self._deadline: asyncio.TimerHandle | None = None
@@ -407,6 +446,10 @@ class _Link(asyncio.Protocol):
         self._transport = made = cast("asyncio.Transport", transport)
         if not self._owner.admit(self, accepted=self.accepted):
             self.drop("too many strangers")
+            return
+        self._vouched = self._owner.vouched(made)
+        if not self._vouched or (self.peer is not None and self.peer not in self._vouched):
+            self.drop(f"its certificate is not that of {self.peer or 'a peer'}")
             return
         _set_options(made.get_extra_info("socket"), self._settings.unanswered_timeout_s)
         self._deadline = asyncio.get_running_loop().call_later(
@@ -431,10 +474,12 @@ class _Link(asyncio.Protocol):
         if position or unread is not self._rest:
             self._rest = bytearray(unread[position:])
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        if not self.established and not self._dropped and not self._silent:
+    def connection_lost(self, exc: Exception | None) -> None:
+        refused = isinstance(exc, ssl.SSLError)
+        if not self.established and not self._dropped and (refused or not self._silent):
             # A probe says nothing at all, and is no news.
-            _log.warning("%s: %s hung up in the handshake", self._owner.node, self._name())
+            why = f": {exc}" if refused else ""
+            _log.warning("%s: %s hung up in the handshake%s", self._owner.node, self._name(), why)
         self._dropped = True
         self._rest = bytearray()
         if self._deadline is not None:
@@ -496,6 +541,8 @@ class _Link(asyncio.Protocol):
             raise BadFrame(f"it wants to speak to {acceptor!r:.80}")
         if type(dialer) is not str or dialer not in self._owner.peers or dialer < self._owner.node:
             raise BadFrame(f"node {dialer!r:.80} does not dial here")
+        if dialer not in self._vouched:
+            raise BadFrame(f"it says that it is {dialer}, and its certificate says otherwise")
         if type(nonce) is not bytes or len(nonce) != _NONCE_BYTES:
             raise BadFrame("a bad nonce")
         self.peer = dialer

@@ -4,7 +4,8 @@
 - `cluster/replication/` moves bytes: it imports nothing of ours outside itself.
 - The rest of `cluster/` operates processes: it may import everything, and nothing outside imports it.
 - `participants` imports only the vocabulary: the messages and the codec.
-- `coordinator` never imports `participants`, and only its `__main__` names concrete implementations of the log.
+- `coordinator` never imports `participants`, and only its `__main__` names concrete implementations of the log. The
+  door is none: it only lets connections in.
 - Only `cluster/replication/raft.py` imports pysyncobj. Nobody imports pickle, or what pickles.
 - Nobody imports by a name that is computed, which would get past all of this; but commands load what their users name.
 """
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("coordinator", "participants", "cluster")
 PURE = frozenset({"dataclasses", "enum", "typing", "collections.abc"})
 VOCABULARY = frozenset({"coordinator.protocol.messages", "coordinator.codec"})
-ABSTRACT = frozenset({"cluster.replication.log", "cluster.replication.clock"})
+ABSTRACT = frozenset({"cluster.replication.log", "cluster.replication.clock", "cluster.replication.door"})
 PICKLES = frozenset({"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"})
 IMPLEMENTATIONS = frozenset(type(protocol).__module__ for protocol in PROTOCOLS.values())
 
