@@ -44,7 +44,8 @@ async def _serve(config: NodeConfig, tls: Tls) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    loop.add_signal_handler(signal.SIGHUP, _reload, tls)
+    if config.tls is not None or tls.participants is not None:
+        loop.add_signal_handler(signal.SIGHUP, _reload, tls)
     config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     node = Node(config, _make_log(config, stop, tls), SystemClock(), tls=tls)
     try:

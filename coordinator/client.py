@@ -44,7 +44,9 @@ The client imports nothing of a node, keeps no state but its connections, and be
 
 import asyncio
 import json
+import os
 import random
+import ssl
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -177,6 +179,8 @@ class Client:
     """Talks to the nodes at `urls`. Use it as an async context manager; see the module's text.
 
     token: shown to every node as a bearer token.
+    ca: a file with the authority that issued the nodes' certificates, for https; else the system's are trusted.
+    certificate, key: files; shown to nodes that take a client certificate instead of the token.
     try_timeout_s: how long one node may take to answer; above the 3 s within which a node says that it has no leader.
     patience_s: how long a call goes on trying beyond what it waits for.
     rng: spreads the pauses; tests give a seeded one.
@@ -187,6 +191,9 @@ class Client:
         urls: Sequence[str],
         *,
         token: str | None = None,
+        ca: str | os.PathLike[str] | None = None,
+        certificate: str | os.PathLike[str] | None = None,
+        key: str | os.PathLike[str] | None = None,
         try_timeout_s: float = 4.0,
         patience_s: float = 10.0,
         rng: random.Random | None = None,
@@ -201,6 +208,13 @@ class Client:
             if not token or not token.isascii() or not token.isprintable() or " " in token:
                 raise ValueError("a token is printable ASCII without spaces")
             self._headers["Authorization"] = f"Bearer {token}"
+        if (certificate is None) != (key is None):
+            raise ValueError("certificate and key go together")
+        self._tls: ssl.SSLContext | bool = True
+        if ca is not None or certificate is not None:
+            self._tls = ssl.create_default_context(cafile=ca)
+            if certificate is not None:
+                self._tls.load_cert_chain(certificate, key)
         self._try_timeout_s = try_timeout_s
         self._patience_s = patience_s
         self._rng = rng if rng is not None else random.Random()  # noqa: S311  # spreads retries, keeps no secret
@@ -214,7 +228,7 @@ class Client:
             raise RuntimeError("this client is in use already")
         self._session = aiohttp.ClientSession(
             headers=self._headers,
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )

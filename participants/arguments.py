@@ -16,7 +16,9 @@ from participants.sqlite import SchemaUnfit
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     """What every served participant may be told; `server_settings` reads it back."""
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen; loopback only")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="where to listen; beyond loopback with TLS and a token only"
+    )
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument(
         "--coordinator",
@@ -25,21 +27,45 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="a node that is asked for the outcome of branches in doubt; once per node",
     )
-    parser.add_argument("--caller-token-file", type=Path, help="holds the bearer token that callers must show")
+    parser.add_argument(
+        "--caller-token-file", type=Path, help="holds the bearer token that callers must show; more lines: older ones"
+    )
     parser.add_argument("--coordinator-token-file", type=Path, help="holds the bearer token shown to coordinators")
+    parser.add_argument("--certificate", type=Path, help="serve https with this certificate")
+    parser.add_argument("--key", type=Path, help="the certificate's private key")
+    parser.add_argument("--client-ca", type=Path, help="callers with a certificate of this issuer need no token")
+    parser.add_argument("--coordinator-ca", type=Path, help="who issues the coordinators' certificates")
 
 
 def server_settings(arguments: argparse.Namespace) -> ServerSettings:
     """The settings that `add_server_arguments` asked for. Raises `SettingsError`, and `OSError` for a token file."""
-
-    def token(path: Path | None) -> str | None:
-        return None if path is None else path.read_text().strip()
-
+    caller_tokens = read_tokens(arguments.caller_token_file)
+    coordinator_tokens = read_tokens(arguments.coordinator_token_file)
     return ServerSettings(
         coordinators=tuple(arguments.coordinator),
-        caller_token=token(arguments.caller_token_file),
-        coordinator_token=token(arguments.coordinator_token_file),
+        caller_token=next(iter(caller_tokens), None),
+        older_caller_tokens=tuple(caller_tokens[1:]),
+        coordinator_token=next(iter(coordinator_tokens), None),
+        certificate=arguments.certificate,
+        key=arguments.key,
+        client_ca=arguments.client_ca,
+        coordinator_ca=arguments.coordinator_ca,
     )
+
+
+def read_tokens(file: Path | None) -> list[str]:
+    """The tokens in a file, one a line, the newest first; none without a file. Raises `SettingsError`, `OSError`."""
+    if file is None:
+        return []
+    if file.stat().st_mode & 0o007:
+        raise SettingsError(f"every user of this machine can read {file}; do `chmod 600 {file}`")
+    try:
+        lines = [line.strip() for line in file.read_text("ascii").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise SettingsError(f"{file} must hold printable ASCII") from None  # the cause holds the text
+    if not lines:
+        raise SettingsError(f"{file} holds no token")
+    return lines
 
 
 def serve_or_explain(manager: ResourceManager, arguments: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ import heapq
 import itertools
 import logging
 import random
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -77,6 +78,7 @@ class Resolver:
         self._random = rng if rng is not None else random.Random()  # noqa: S311  # spreads questions, keeps no secret
         self._loop = asyncio.get_running_loop()
         self._coordinators = [_Coordinator(url) for url in settings.coordinators]
+        self._tls: ssl.SSLContext | bool = True
         self._doubts: dict[BranchId, _Doubt] = {}
         self._due: list[tuple[float, int, BranchId, _Doubt]] = []
         self._numbers = itertools.count()
@@ -88,8 +90,12 @@ class Resolver:
         """Prepared branches, in doubt or not yet."""
         return len(self._doubts)
 
-    def start(self, found: Sequence[InDoubt]) -> None:
-        """Begins; what a restart `found` prepared is asked about at once."""
+    def start(self, found: Sequence[InDoubt], *, tls: ssl.SSLContext | bool = True) -> None:
+        """Begins; what a restart `found` prepared is asked about at once.
+
+        tls: how coordinators are verified whose URL is https; True: by the issuers that the system trusts.
+        """
+        self._tls = tls
         for branch in found:
             self._watch(BranchId(branch.gid, branch.branch), 0.0)
         if self._coordinators:
@@ -146,7 +152,7 @@ class Resolver:
             headers["Authorization"] = f"Bearer {self._settings.coordinator_token}"
         async with aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=self._settings.ask_within_s),
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
         ) as session:

@@ -24,9 +24,9 @@ that runs, answers "unknown" to what waits, and closes the manager.
 
 import asyncio
 import hmac
-import ipaddress
 import logging
 import signal
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -48,7 +48,8 @@ from coordinator.protocol.messages import Answer, Pending
 from participants.intake import Intake, Outcome
 from participants.manager import Envelope, ResourceManager, Unavailable
 from participants.resolver import Resolver
-from participants.settings import ServerSettings, SettingsError
+from participants.settings import ServerSettings, SettingsError, is_loopback
+from participants.tls import TlsSite, coordinator_context, reload, server_context
 
 _log = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ class Participant:
         self._unheard = False
         self._listing: asyncio.Task[None] | None = None
         self._runner: web.AppRunner | None = None
+        self._tls: ssl.SSLContext | None = None
         self.url = ""
         self.port = 0
 
@@ -130,7 +132,9 @@ class Participant:
 
     async def start(self, host: str, port: int) -> None:
         """Recovers, listens, and asks about what a crash left in doubt. Call `stop` even if this fails."""
-        refuse_beyond_loopback(host)
+        refuse_exposure(host, self._settings)
+        self._tls = server_context(self._settings)
+        trusted = coordinator_context(self._settings)
         found = await self._manager.open()
         app = web.Application(middlewares=[self._guard], client_max_size=self._settings.body_limit_bytes)
         for call in ("prepare", "commit", "abort"):
@@ -141,11 +145,24 @@ class Participant:
         # aiohttp waits so long twice: for requests that are whole, and then for all, bodies that never come included.
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=self._settings.stop_within_s / 2)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
-        await site.start()
+        if self._tls is None:
+            await web.TCPSite(self._runner, host, port).start()
+        else:
+            await TlsSite(self._runner, host, port, self._tls).start()
         self.port = self._runner.addresses[0][1]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
-        self._resolver.start(found)
+        self.url = f"http{'' if self._tls is None else 's'}://{f'[{host}]' if ':' in host else host}:{self.port}"
+        self._resolver.start(found, tls=trusted)
+
+    def reload(self) -> None:
+        """Shows the certificate that the files hold now. A wrong file changes nothing, and is told of in the log."""
+        if self._tls is None:
+            return
+        try:
+            reload(self._tls, self._settings)
+        except SettingsError as error:
+            _log.error("the certificate stays as it was: %s", error)
+        else:
+            _log.info("certificate and key are read anew")
 
     async def stop(self) -> None:
         """Finishes the batch that runs, answers what is open, closes the manager."""
@@ -183,10 +200,15 @@ class Participant:
         wanted = self._settings.caller_token
         if wanted is None or request.path == "/healthz":
             return
+        if request.transport is not None and request.transport.get_extra_info("peercert"):
+            return  # verified in the TLS handshake; nobody is asked for one unless client_ca is set
         scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not shown:
             raise Problem(401, "unauthenticated", "show a bearer token")
-        if not hmac.compare_digest(shown.encode(errors="replace"), wanted.encode()):
+        tokens = (wanted, *self._settings.older_caller_tokens)
+        # All are compared, so that the time taken does not tell which one was close.
+        matches = [hmac.compare_digest(shown.encode(errors="replace"), each.encode()) for each in tokens]
+        if not any(matches):
             raise Problem(403, "forbidden", "this token is not accepted here")
 
     async def _body(self, request: web.Request, *content_types: str) -> bytes:
@@ -291,17 +313,16 @@ def _rendered(envelope: Envelope, outcome: Outcome) -> tuple[int, dict[str, Any]
     return answer_to_wire(envelope.message, answer)
 
 
-def refuse_beyond_loopback(host: str) -> None:
-    """Raises `SettingsError` unless `host` is this machine only: traffic is not encrypted."""
-    try:
-        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    if not local:
-        raise SettingsError(
-            f"a participant listens on loopback only, because its traffic is not encrypted: "
-            f"use 127.0.0.1 instead of {host!r}"
-        )
+def refuse_exposure(host: str, settings: ServerSettings) -> None:
+    """Raises `SettingsError` unless `host` is this machine only, or there are TLS and a token to be reached with."""
+    if is_loopback(host):
+        return
+    for there, what in (
+        (settings.certificate, "TLS: make files with `outlast certs`, and name them as certificate and key"),
+        (settings.caller_token, "a caller_token, so that only coordinators are heard"),
+    ):
+        if there is None:
+            raise SettingsError(f"to listen on {host!r}, beyond loopback, a participant needs {what}; or use 127.0.0.1")
 
 
 # ------------------------------------------------------------------------------------------------ running it
@@ -312,8 +333,8 @@ async def start(
 ) -> Participant:
     """Serves `manager` until `stop` is called on what this returns. Port 0 takes a free one.
 
-    Raises `SettingsError` for a host beyond loopback, `OSError` when the port is taken, and what the manager's `open`
-    raises; the manager is then closed.
+    Raises `SettingsError` for a host beyond loopback without TLS and token, and for files that will not do, `OSError`
+    when the port is taken, and what the manager's `open` raises; the manager is then closed.
     """
     participant = Participant(manager, settings or ServerSettings())
     try:
@@ -333,6 +354,8 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     participant = await start(manager, host=host, port=port, settings=settings)
+    if settings is not None and settings.certificate is not None:
+        loop.add_signal_handler(signal.SIGHUP, participant.reload)
     try:
         print(f"listening on {participant.url}", flush=True)
         await stop.wait()

@@ -1,7 +1,9 @@
 """How a participant's server behaves: every limit has a name here, and the relations between them are asserted."""
 
+import ipaddress
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 
@@ -16,7 +18,13 @@ class ServerSettings:
     Who may talk to whom:
     coordinators: base URLs of the nodes that are asked for outcomes, in turn. Nobody else is ever believed.
     caller_token: the bearer token that callers must show; None on loopback only.
-    coordinator_token: the bearer token shown to coordinators.
+    older_caller_tokens: accepted too, so that callers can be given a new one.
+    coordinator_token: the bearer token shown to coordinators; beyond loopback only to those whose URL is https.
+
+    TLS, files in PEM form (see `participants.tls`):
+    certificate, key: what the server shows; both or none, and none on loopback only.
+    client_ca: a caller that shows a certificate of this issuer need not show the token.
+    coordinator_ca: who issues the coordinators' certificates; None: the issuers that the system trusts.
 
     Time, in seconds:
     answer_within_s: work that takes longer is answered `Pending`, and goes on.
@@ -36,7 +44,13 @@ class ServerSettings:
 
     coordinators: tuple[str, ...] = ()
     caller_token: str | None = field(default=None, repr=False)
+    older_caller_tokens: tuple[str, ...] = field(default=(), repr=False)
     coordinator_token: str | None = field(default=None, repr=False)
+
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+    coordinator_ca: Path | None = None
 
     answer_within_s: float = 1.0
     in_doubt_after_s: float = 2.0
@@ -64,10 +78,28 @@ class ServerSettings:
             raise SettingsError("working_limit must not be above waiting_limit: room is kept for commits and aborts")
         if self.batch_items_limit > self.waiting_limit:
             raise SettingsError("batch_items_limit must not be above waiting_limit: one batch must fit")
-        for token in (self.caller_token, self.coordinator_token):
+        if (self.certificate is None) != (self.key is None):
+            raise SettingsError("certificate and key go together")
+        if self.client_ca is not None and (self.certificate is None or self.caller_token is None):
+            raise SettingsError(
+                "client_ca needs a certificate, a key and a caller_token: without them nobody is kept out"
+            )
+        if self.older_caller_tokens and self.caller_token is None:
+            raise SettingsError("older_caller_tokens need a caller_token")
+        for token in (self.caller_token, self.coordinator_token, *self.older_caller_tokens):
             if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
                 raise SettingsError("a token must be printable ASCII without spaces")
         for url in self.coordinators:
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
                 raise SettingsError(f"a coordinator must be an http URL such as http://127.0.0.1:7401, not {url!r}")
+            if parts.scheme == "http" and self.coordinator_token is not None and not is_loopback(parts.hostname):
+                raise SettingsError(f"coordinator_token must not go to {url} in plain text: use its https URL")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine only."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

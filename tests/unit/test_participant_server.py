@@ -314,7 +314,7 @@ async def test_callers_must_show_the_token():
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com", ""])
 async def test_a_server_stays_on_loopback(host):
     manager = Gated()
-    with pytest.raises(SettingsError, match="loopback only"):
+    with pytest.raises(SettingsError, match="beyond loopback"):
         await start(manager, host=host)
     assert manager.closed
 
