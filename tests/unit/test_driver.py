@@ -226,6 +226,38 @@ async def test_a_stale_epoch_is_no_vote(node: RunningNode, scripted: ScriptedPar
     assert scripted.calls() == ["prepare", "abort"]
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        lambda _: b"\x00\xff\x00",
+        lambda _: None,
+        lambda _: http(500, {"vote": "prepared"}),
+        lambda _: http(307, b"", headers={"Location": "http://127.0.0.1:9/prepare"}),
+        lambda _: http(200, b'{"vote":"prepared","x":"' + b"x" * (1 << 20) + b'"}'),
+        lambda _: http(200, b"\x1f\x8b\x08\x00", headers={"Content-Encoding": "gzip"}),
+        saying({"vote": "perhaps"}),
+        hang,
+    ],
+    ids=["garbage", "hanging up", "500", "redirect", "huge", "packed", "an unknown vote", "nothing at all"],
+)
+@pytest.mark.parametrize("batch", [False, True], ids=["single", "batch"])
+async def test_whatever_a_participant_answers_the_transaction_ends_and_others_work(
+    node: RunningNode, null: Participant, scripted: ScriptedParticipant, rule: Any, batch: bool
+) -> None:
+    scripted.rule = lambda heard: (
+        rule(heard) if any(item.get("call", heard.call) == "prepare" for item in heard.items) else honest(heard)
+    )
+    await node.register("odd", scripted.url, batch=batch)
+    await node.register("stock", null.url)
+    txn = (await node.submit("stock", "odd", timeout_s=0.1)).json
+    assert (txn["decision"], txn["reason"]) == ("abort", "timeout: no vote from odd")
+    assert (await node.submit("stock", wait="ended")).json["state"] == "committed"
+    scripted.rule = honest
+    scripted.cut()
+    await eventually(lambda: not node.node.ledger.unfinished)
+    assert (await node.submit("odd", "stock", wait="ended")).json["state"] == "committed"
+
+
 async def test_a_committed_answer_to_a_prepare_is_no_vote(node: RunningNode, scripted: ScriptedParticipant) -> None:
     scripted.rule = on("prepare", saying({"state": "committed"}))
     await node.register("eager", scripted.url)
