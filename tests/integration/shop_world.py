@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from cluster.ports import HOST, free_ports
-from cluster.process import arguments
+from cluster.ports import free_ports
 from cluster.service import Service
 from cluster.tap import Match, Message
 from participants.shop import SERVICES, audit, inventory, orders, payments
@@ -42,15 +41,8 @@ class ShopWorld(World):
         payments.seed(self.books, balances | dict.fromkeys(apart, BALANCE_CENTS) | {BROKE: 0})
         orders.seed(self.books)
         for name, port in zip(SERVICES, free_ports(len(SERVICES)), strict=True):
-            words = arguments(name, "--data", self.books, "--port", port)
-            for url in self.cluster.urls:
-                words += ("--coordinator", url)
-            self.services[name] = Service(
-                name,
-                module="participants.shop",
-                arguments=words,
-                url=f"http://{HOST}:{port}",
-                folder=self.folder / name,
+            self.services[name] = Service.shop(
+                name, data=self.books, port=port, coordinators=self.cluster.urls, folder=self.folder / name
             )
 
     def next_request(self, rng: random.Random) -> tuple[str, Sequence[Mapping[str, Any]]]:

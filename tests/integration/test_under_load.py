@@ -41,7 +41,7 @@ async def test_the_leader_is_paused_for_ten_seconds(tmp_path: Path) -> None:
 
 async def test_the_leader_is_asked_to_stop(tmp_path: Path) -> None:
     async with ShopWorld(tmp_path, seed=11) as world:
-        async with world.load():
+        async with world.load(sdk=True):
             await world.told(50)
             leader = await world.cluster.wait_for_leader()
             assert await world.cluster.stop_node(leader.node), "it had to be killed"
@@ -54,7 +54,7 @@ async def test_the_leader_is_asked_to_stop(tmp_path: Path) -> None:
 
 async def test_all_nodes_are_restarted_one_after_the_other(tmp_path: Path) -> None:
     async with ShopWorld(tmp_path, seed=12) as world:
-        async with world.load():
+        async with world.load(sdk=True):
             for node in world.cluster.nodes:
                 await world.told(30)
                 assert await world.cluster.stop_node(node), "it had to be killed"

@@ -32,6 +32,7 @@ from cluster.local import Leader, LocalCluster
 from cluster.process import Process
 from cluster.service import Service
 from cluster.tap import Tap
+from coordinator.client import Client, ClientError
 
 T = TypeVar("T")
 
@@ -199,6 +200,23 @@ class World:
         finally:
             told.ended_s = time.monotonic()
 
+    async def submit(self, key: str, branches: Sequence[Mapping[str, Any]], *, start: int = 0) -> Told:
+        """The same by our own client, which hides all that may be hidden: whatever it raises is a surprise."""
+        told = Told(key=key, branches=branches, timeout_s=self.timeout_s)
+        self.requests.append(told)
+        urls = [*self.cluster.urls[start % 3 :], *self.cluster.urls[: start % 3]]
+        try:
+            async with Client(urls, patience_s=PATIENCE_S) as client:
+                txn = await client.submit(branches, key=key, timeout_s=self.timeout_s)
+        except ClientError as error:
+            self.surprises.append(f"{key}: {error!r}")
+        else:
+            told.gid, told.reason, told.tries = txn.gid, txn.reason, ["by our client"]
+            told.decision = None if txn.decision is None else str(txn.decision)
+        finally:
+            told.ended_s = time.monotonic()
+        return told
+
     def _take(self, told: Told, body: Any) -> None:
         if told.gid is not None and told.gid != body["gid"]:
             self.surprises.append(f"{told.key} was {told.gid}, and is {body['gid']} now")
@@ -206,14 +224,18 @@ class World:
         told.decision, told.reason = body["decision"], body["reason"]
 
     @asynccontextmanager
-    async def load(self, *, clients: int = 8, within_s: float = PATIENCE_S) -> AsyncIterator[None]:
-        """Clients that ask for one transaction after the other; on leaving, each waits for its last answer."""
+    async def load(self, *, clients: int = 8, sdk: bool = False) -> AsyncIterator[None]:
+        """Clients that ask for one transaction after the other; on leaving, each waits for its last answer.
+
+        sdk: they use our own client.
+        """
+        ask = self.submit if sdk else self.ask
         over = asyncio.Event()
 
         async def client(number: int) -> None:
             rng = random.Random(f"{self.seed}-{number}")
             while not over.is_set():
-                told = await self.ask(*self.next_request(rng), start=number, within_s=within_s)
+                told = await ask(*self.next_request(rng), start=number)
                 if told.decision is None:
                     self.surprises.append(f"{told.key} has no answer after {told.took_s:.1f} s: {told.tries}")
 
