@@ -5,9 +5,10 @@ is built on `Disk` can be shown all of that at every call. Nothing here decides 
 call, or two where only the pair makes sense.
 
 **What may be relied on.** What was written is there after a crash only if `File.sync` has returned since; until then
-each sector may hold what it held before or any later state, whatever its neighbours do. Names are there only if
-`sync_names` has returned since. A rename is atomic. A sync that fails has told all it ever will: pages may have been
-dropped and marked clean, so a second sync that succeeds proves nothing.
+each sector (512 bytes) may hold what it held before or any later state, whatever its neighbours do. A process that is
+killed may leave a write half done, but not within a sector. Names are there only if `sync_names` has returned since. A
+rename is atomic. A sync that fails has told all it ever will: pages may have been dropped and marked clean, so a second
+sync that succeeds proves nothing.
 """
 
 import contextlib

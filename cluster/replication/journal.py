@@ -355,7 +355,7 @@ class DurableJournal:
     def after(self, position: int, callback: Callable[[], None]) -> None:
         """Call it once `durable_position` has got to `position`: now, or when that is reported; in the order given.
 
-        A callback must not raise. Positions must not go back from one call to the next.
+        Positions must not go back from one call to the next. A callback that raises then is fatal.
         """
         if not self._held and position <= self._durable_position:
             callback()
@@ -427,16 +427,25 @@ class DurableJournal:
             before, self._told = self._told, now
         if self._closed or self._handlers is None:
             return
+        handlers = self._handlers
         if now[0] != before[0]:
-            while self._held and self._held[0][0] <= now[0]:
-                self._held.popleft()[1]()
-            self._handlers.durable(now[0])
+            try:
+                while self._held and self._held[0][0] <= now[0]:
+                    self._held.popleft()[1]()
+            except Exception as error:  # noqa: BLE001 - whatever it is, a word that was held back is lost
+                _log.critical("%s: what waited for the disk has failed", self._where, exc_info=error)
+                with self._lock:
+                    self._failure = self._failure or error
+                    self._told = (*now[:2], self._failure)
+                handlers.fatal(error)
+                return
+            handlers.durable(now[0])
         if now[1] is not None and before[1] is None:
-            self._handlers.full(now[1])
+            handlers.full(now[1])
         if now[1] is None and before[1] is not None:
-            self._handlers.room()
+            handlers.room()
         if now[2] is not None and before[2] is None:
-            self._handlers.fatal(now[2])
+            handlers.fatal(now[2])
 
     # On the writer's thread.
 

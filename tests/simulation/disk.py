@@ -6,6 +6,7 @@ neighbours do, and each name that was created, renamed or removed since is so or
 loses nothing but the rest of the call it was in. A sync that fails marks as clean what it could not write.
 """
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -333,6 +334,44 @@ class ManualPump:
             if delay_s != 0 and not self.woken:
                 return
         raise AssertionError("it never ends")
+
+
+class VirtualPump:
+    """Rounds under virtual time: each begins when it is asked for, and what it has done is there `delay_s()` later.
+
+    Until then what comes waits for the next round, as on a real disk. A node that dies stops its pump first.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, delay_s: Callable[[], float]) -> None:
+        self._loop = loop
+        self._delay_s = delay_s
+        self._round: Callable[[], float | None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, round_: Callable[[], float | None]) -> None:
+        self._round = round_
+        self.wake()
+
+    def wake(self) -> None:
+        if self._timer is None and self._round is not None:
+            self._timer = self._loop.call_later(self._delay_s(), self._go)
+
+    def post(self, callback: Callable[[], None]) -> None:
+        self._loop.call_soon(callback)
+
+    def stop(self) -> None:
+        self._round = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _go(self) -> None:
+        self._timer = None
+        if self._round is None:
+            return
+        delay_s = self._round()
+        if delay_s is not None and self._timer is None:
+            self._timer = self._loop.call_later(delay_s + self._delay_s(), self._go)
 
 
 def _link(names: dict[str, _Inode], name: str, inode: _Inode | None) -> None:

@@ -185,6 +185,18 @@ def test_what_waits_is_called_in_order_and_not_too_early() -> None:
     assert said[-1] == "3"
 
 
+def test_what_waits_must_not_fail() -> None:
+    owner = Owner()
+    owner.journal.append(b"", 1, 1)
+    owner.journal.after(1, [].pop)
+    owner.pump.settle()
+    assert owner.told == ["IndexError"]
+    with pytest.raises(JournalFailed):
+        owner.journal.append(b"", 2, 1)
+    owner.pump.settle()
+    assert owner.told == ["IndexError"]
+
+
 def test_mistakes_change_nothing() -> None:
     owner = Owner()
     journal = owner.journal

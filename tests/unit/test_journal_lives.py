@@ -1,6 +1,7 @@
 """Whatever the disk does and whenever the process dies, the journal comes back with what it promised; and if it did
 not, this would be noticed."""
 
+import asyncio
 import random
 from types import SimpleNamespace
 
@@ -8,10 +9,11 @@ import pytest
 
 from cluster.replication import records
 from cluster.replication.disk import File
-from cluster.replication.journal import DurableJournal
+from cluster.replication.journal import DurableJournal, JournalHandlers
 from cluster.replication.segments import JournalRefused, Segments
-from tests.simulation.disk import PowerLost, SimulatedDisk
-from tests.simulation.journal import Violation, World, live
+from tests.simulation.disk import PowerLost, SimulatedDisk, VirtualPump
+from tests.simulation.journal import JOURNAL_ID, SMALL, Violation, World, live
+from tests.simulation.virtual import VirtualLoop, run
 
 LIVES_PER_TEST = 25
 
@@ -274,6 +276,42 @@ def test_any_other_error_at_every_call_ends_it() -> None:
         assert written <= call + 1, "it goes on after a failure"  # one more: removing what got no name
         world.die(power=True)
         world.recover()
+
+
+def test_a_life_under_virtual_time_has_one_outcome() -> None:
+    async def main(loop: VirtualLoop, rng: random.Random) -> tuple[float, list[float], int]:
+        disk = SimulatedDisk(rng)
+        journal = DurableJournal(disk, SMALL, new_id=lambda: JOURNAL_ID)
+        pump = VirtualPump(loop, lambda: rng.uniform(0.001, 0.140))
+        ended: asyncio.Future[None] = loop.create_future()
+        times: list[float] = []
+        told: list[str] = []
+        journal.start(
+            pump,
+            JournalHandlers(
+                durable=lambda _position: times.append(loop.time()),
+                full=told.append,
+                room=lambda: ended.set_result(None),
+                fatal=ended.set_exception,
+            ),
+        )
+        for index in range(1, 200):
+            if index == 100:
+                disk.room = disk.sectors_used() * 512
+                loop.call_later(3, lambda: setattr(disk, "room", None))
+            journal.append(rng.randbytes(100), index, 1)
+            await asyncio.sleep(0.003)
+        await ended
+        assert len(told) == 1
+        assert 2 < len(times) < 20, "a slow disk syncs many records at once"
+        assert journal.durable_index == 199
+        pump.stop()
+        disk.lose_power()
+        return loop.time(), times, DurableJournal(disk, SMALL).last_index
+
+    one, other = run(3, main), run(3, main)
+    assert one == other
+    assert one[2] == 199
 
 
 def test_a_disk_that_is_lent_out_is_locked() -> None:
