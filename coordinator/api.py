@@ -35,7 +35,7 @@ from coordinator.ledger import Ledger
 from coordinator.metrics import Metrics
 from coordinator.protocol.transaction import Decision, Transaction
 from coordinator.relay import Relay
-from coordinator.security import check_token
+from coordinator.security import check_origin, check_token
 
 _log = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ class Api:
         """Every error becomes problem+json; only our own mistakes become a 500, with a trace in the log alone."""
         try:
             if request.path not in _OPEN_PATHS:
+                check_origin(request)
                 check_token(request, self._config.token, self._config.older_tokens)
             return await handler(request)
         except OutlastError as error:

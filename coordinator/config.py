@@ -40,8 +40,8 @@ class Limits:
     max_payload_bytes: of one branch, as JSON text.
     max_timeout_s, default_timeout_s: what a client may ask for, and gets when it does not ask.
     max_in_flight: undecided transactions on the leader; above it 429.
-    max_owed_per_participant: decisions that one participant has not acknowledged; above it new transactions naming that
-        participant get 429, others are not disturbed.
+    max_owed_per_participant: messages that one participant has not answered; above it new transactions naming that
+        participant get 429. Keep it below max_in_flight, or one that is dead uses up what all share.
     max_participants: registered names.
     max_retained: transactions in the ledger, ended ones included; above it 429.
     retention_s: how long an ended transaction, and its idempotency key, are remembered; at least 900.
@@ -58,7 +58,7 @@ class Limits:
     max_timeout_s: float = 300.0
     default_timeout_s: float = 10.0
     max_in_flight: int = 10_000
-    max_owed_per_participant: int = 10_000
+    max_owed_per_participant: int = 5_000
     max_participants: int = 1_000
     max_retained: int = 2_000_000
     retention_s: float = 900.0

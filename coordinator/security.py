@@ -26,6 +26,16 @@ def check_token(request: web.Request, token: str | None, older: Sequence[str] = 
         raise Forbidden("the token is not the configured one")
 
 
+def check_origin(request: web.Request) -> None:
+    """Raise `Forbidden` for a request that a page of another site made in somebody's browser.
+
+    Browsers let any page post to loopback, where a node may have no token, and name the page's origin when they do.
+    """
+    origin = request.headers.get("Origin")
+    if origin is not None and origin.rpartition("//")[2] != request.host:
+        raise Forbidden("pages of other sites may not use this node")
+
+
 def shows_certificate(request: web.Request) -> bool:
     """Whether the client has proved, in the TLS handshake, that a certificate of a trusted issuer is its own."""
     return request.transport is not None and bool(request.transport.get_extra_info("peercert"))

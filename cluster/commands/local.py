@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cluster.cli import DEFAULT_DATA, FAILED, INTERRUPTED, OK, complain, print_json
-from cluster.layout import Running, read_layout, read_running
+from cluster.layout import Running, certify_services, read_layout, read_running
 from cluster.local import Leader, LocalCluster, NotRunning, ProcessTrouble, Service
 from cluster.ports import free_ports
 from cluster.process import Identity, Process
@@ -50,7 +50,7 @@ def up(arguments: argparse.Namespace) -> int:
 async def _up(arguments: argparse.Namespace) -> int:
     data: Path = arguments.data
     nodes = arguments.nodes or len(read_layout(data)) or 3
-    cluster = LocalCluster(data, nodes=nodes, port=arguments.port, tethered=not arguments.detach)
+    cluster = LocalCluster(data, nodes=nodes, port=arguments.port, tls=arguments.tls, tethered=not arguments.detach)
     if not arguments.json:
         print(f"starting {nodes} node{'s' * (nodes > 1)} in {data} ...", flush=True)
     async with cluster:
@@ -78,6 +78,10 @@ async def _start_shop(cluster: LocalCluster, port: int | None, *, tethered: bool
     orders.seed(data)
     first = None if port is None else port + 2 * len(cluster.nodes)
     ports = free_ports(len(_SHOP)) if first is None else list(range(first, first + len(_SHOP)))
+    # With TLS the nodes know a folder of certificates, and so shall the services; DIR/tls is there then.
+    tls = cluster.data / "tls" if (cluster.data / "tls" / "participant-token").exists() else None
+    if tls is not None:
+        certify_services(cluster.data, _SHOP)
     for name, chosen in zip(_SHOP, ports, strict=True):
         known = cluster.services.get(name)
         service = Service.shop(
@@ -86,10 +90,11 @@ async def _start_shop(cluster: LocalCluster, port: int | None, *, tethered: bool
             folder=cluster.data / name,
             port=chosen if known is None else known.port,
             coordinators=cluster.urls,
+            tls=tls,
             tethered=tethered,
         )
         await cluster.start_service(service)
-        await service.register(cluster.urls)
+        await service.register(cluster.urls, token=cluster.token, ca=cluster.ca)
 
 
 async def _announce(cluster: LocalCluster, arguments: argparse.Namespace) -> None:
@@ -111,13 +116,22 @@ async def _announce(cluster: LocalCluster, arguments: argparse.Namespace) -> Non
         for line in _example_branches():
             print(f"    {line}")
     else:
-        print(f"  outlast participant null --name echo --register {leader.url} &")
+        print(f"  outlast participant null --name echo --register {leader.url}{_trust(cluster)} &")
         print(f"""  outlast tx submit{where} --branch echo='{{"hello":"world"}}'""")
     print(f"  outlast kill leader{where} && outlast status{where}")
     if arguments.detach:
         print(f"  outlast down{where}")
     else:
         print("\nCtrl-C stops it; the data stays.", flush=True)
+
+
+def _trust(cluster: LocalCluster) -> str:
+    """Options of a command that is told a node's URL, and not the cluster's folder."""
+    if cluster.ca is None:
+        return ""
+    tls = cluster.data / "tls"
+    words = ["--ca", cluster.ca, "--token-file", tls / "token", "--caller-token-file", tls / "participant-token"]
+    return " " + shlex.join(map(str, words))
 
 
 def _example_branches() -> list[str]:
@@ -197,7 +211,7 @@ async def _status(arguments: argparse.Namespace) -> int:
         for row in rows:
             role = row["role"] or ("does not answer" if row["state"] == "running" else "")
             detail = f"epoch {row['epoch']}, {row['in_flight']} in flight" if row["role"] else ""
-            print(f"  {row['id']:<12}{row['url']:<24}{_state(row):<21}{role:<10}{detail}".rstrip())
+            print(f"  {row['id']:<12}{row['url']:<24}{_state(row):<22} {role:<10}{detail}".rstrip())
         for row in services:
             print(f"  {row['id']:<12}{row['url']:<24}{_state(row)}")
     return _judge(cluster, leader, arguments.data)

@@ -648,6 +648,14 @@ async def test_tokens() -> None:
             assert (await node.call("GET", "/v1/cluster", headers={"Authorization": right})).status == 200
 
 
+async def test_pages_of_other_sites_may_not_use_a_node(shop: RunningNode) -> None:
+    for origin in ("https://evil.example", "http://127.0.0.1:1", "null"):
+        reply = await shop.call("POST", "/v1/transactions", raw=b"{}", headers={"Origin": origin})
+        assert (reply.status, reply.code) == (403, "forbidden"), origin
+    own = shop.url.removesuffix("/")
+    assert (await shop.call("GET", "/v1/cluster", headers={"Origin": own})).status == 200
+
+
 # ------------------------------------------------------------------------------------------------ backpressure
 
 
