@@ -160,13 +160,13 @@ class SimulatedDisk:
     # What happens to it.
 
     def kill(self) -> None:
-        """The process dies, the machine does not."""
+        """The process dies, the system under it does not."""
         self.crash_at = None
         self._dead = False
         self.life += 1
 
     def lose_power(self) -> None:
-        """The machine dies."""
+        """All of it dies."""
         self.kill()
         inodes = [*self._names.values(), *self._platter.values()]
         inodes += [inode for changes in self._pending for _name, inode in changes if inode is not None]

@@ -397,3 +397,26 @@ def test_headers_say_who_was_voted_for(vote: str | None) -> None:
     )
     assert records.decode_header(records.encode_header(header)) == header
     assert len(records.encode_header(header)) == HEADER_BYTES
+
+
+# Known-bad judges: each of the two rules is needed.
+
+
+def test_without_witnesses_synced_entries_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "witness", no_witness)
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        test_what_a_later_record_proves_to_have_been_synced_is_never_cut_off()
+
+
+def test_without_looking_for_zeros_flipped_entries_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "is_torn", always_torn)
+    with pytest.raises(AssertionError, match="segment"):
+        test_every_byte_flipped(closed=False, marked=False, bits="one", every=5)
+
+
+def no_witness(content: bytes, at: int, number: int, seed: int) -> None:
+    """In the place of the search for one."""
+
+
+def always_torn(content: bytes, at: int, seed: int) -> bool:
+    return True
