@@ -5,12 +5,16 @@ Applications use `coordinator.client`. This here is smaller, and shows bodies as
 
 import asyncio
 import json
+import ssl
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 import aiohttp
+
+from coordinator.config import ConfigError
 
 MAX_ANSWER_BYTES: Final = 16 << 20
 """A page of a thousand transactions is far below it."""
@@ -39,18 +43,22 @@ class Answer(NamedTuple):
 
 
 class Caller:
-    """Connections to several nodes that all answer alike. Use it as an async context manager."""
+    """Connections to several nodes that all answer alike. Use it as an async context manager.
 
-    def __init__(self, urls: Sequence[str] = (), *, token: str | None = None) -> None:
+    token: shown to all of them. ca: a file with the authority that issued their certificates; None: the system's count.
+    """
+
+    def __init__(self, urls: Sequence[str] = (), *, token: str | None = None, ca: Path | None = None) -> None:
         self.urls = tuple(url.rstrip("/") for url in urls)
         self._token = token
+        self._tls: ssl.SSLContext | bool = True if ca is None else trusting(ca)
         self._session: aiohttp.ClientSession | None = None
         self.repeated = 0
         """Requests that `anywhere` made after a first one that was not answered."""
 
     async def __aenter__(self) -> "Caller":
         headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
-        self._session = aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0))
+        self._session = aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0, ssl=self._tls))
         return self
 
     async def __aexit__(
@@ -136,6 +144,14 @@ class Caller:
         if isinstance(last, Unreachable):
             raise last
         return last
+
+
+def trusting(ca: Path) -> ssl.SSLContext:
+    """Verifies servers by the authority in the file `ca` alone. Raises `ConfigError`."""
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except OSError as error:  # an SSLError is one
+        raise ConfigError(f"{ca} holds no certificate authority: {error.strerror or error}") from error
 
 
 def _parsed(text: bytes) -> Any:

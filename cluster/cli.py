@@ -82,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     _add_cluster_commands(commands)
     _add_serving_commands(commands)
     _add_tx_commands(commands)
+    _add_certs_command(commands)
     _add_demo_command(commands)
     return root
 
@@ -123,6 +124,9 @@ def _add_cluster_commands(commands: "_Commands[argparse.ArgumentParser]") -> Non
     up.add_argument("--nodes", type=_odd, metavar="N", help="how many; odd (3; 1 has no replication)")
     up.add_argument("--port", type=_port, metavar="BASE", help="ports from BASE on, instead of free ones")
     up.add_argument("--detach", action="store_true", help="return once there is a leader, and leave it running")
+    up.add_argument(
+        "--tls", action="store_true", help="with an authority, certificates and a token of its own, in DIR/tls"
+    )
     up.add_argument("--shop", action="store_true", help="also start and register inventory, payments and orders")
     _json(up)
 
@@ -196,7 +200,10 @@ def _add_serving_commands(commands: "_Commands[argparse.ArgumentParser]") -> Non
     )
     participant.add_argument("--file", type=Path, metavar="FILE", help="sqlite: the database")
     participant.add_argument("--schema", type=Path, metavar="FILE", help="sqlite: SQL run when the database is new")
-    participant.add_argument("--port", type=_port_or_any, default=0, help="where to listen on loopback; 0: a free one")
+    participant.add_argument(
+        "--host", default="127.0.0.1", help="where to listen (%(default)s); beyond loopback with TLS and a token only"
+    )
+    participant.add_argument("--port", type=_port_or_any, default=0, help="0: a free one")
     participant.add_argument(
         "--coordinator",
         action="append",
@@ -208,6 +215,15 @@ def _add_serving_commands(commands: "_Commands[argparse.ArgumentParser]") -> Non
         "--register", action="append", default=[], metavar="URL", help="make it known to the cluster of this node"
     )
     participant.add_argument("--name", help="under which to register it")
+    for option, text in (
+        ("--token-file", "holds the bearer token to show to nodes"),
+        ("--ca", "who issued the nodes' certificates, for https"),
+        ("--certificate", "serve https with this certificate"),
+        ("--key", "the certificate's private key"),
+        ("--client-ca", "nodes with a certificate of this issuer need no token"),
+        ("--caller-token-file", "holds the bearer token that nodes must show"),
+    ):
+        participant.add_argument(option, type=Path, metavar="FILE", help=text)
 
 
 def _add_tx_commands(commands: "_Commands[argparse.ArgumentParser]") -> None:
@@ -266,8 +282,34 @@ def _add_tx_commands(commands: "_Commands[argparse.ArgumentParser]") -> None:
     for command in (submit, show, listing, abort):
         command.add_argument("--url", action="append", default=[], help="a node; else those of --data are asked")
         command.add_argument("--token-file", type=Path, metavar="FILE", help="holds the bearer token to show")
+        command.add_argument("--ca", type=Path, metavar="FILE", help="who issued the nodes' certificates, for https")
         _data(command)
         _json(command)
+
+
+def _add_certs_command(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    certs = _command(
+        commands,
+        "certs",
+        "certs:certs",
+        "make a cluster's own authority and certificates, and say what to put where",
+        "outlast certs tls --cluster shop --node n1=host1,10.0.0.1 --node n2=host2 --node n3=host3",
+        "outlast certs tls --add-node n4=host4",
+        "outlast certs tls --client ann --participant inventory=stock.example.com",
+        "outlast certs tls --node n1=host1,10.0.0.1 --renew      replaces n1.pem and n1.key",
+    )
+    certs.add_argument("folder", type=Path, metavar="DIR", help="holds the authority, or will; keep it off the nodes")
+    certs.add_argument("--cluster", metavar="NAME", help="whose authority; needed to make one")
+    for option, metavar, text in (
+        ("--node", "ID=HOST,...", "a node, and where it is reached"),
+        ("--add-node", "ID=HOST,...", "the same, of an authority that must be there"),
+        ("--client", "NAME", "a client that shows it instead of the token"),
+        ("--participant", "NAME=HOST,...", "a participant's server, and where it is reached"),
+    ):
+        certs.add_argument(option, action="append", default=[], metavar=metavar, help=text)
+    certs.add_argument("--days", type=_positive, default=825, metavar="N", help="until they expire (%(default)s)")
+    certs.add_argument("--renew", action="store_true", help="replace certificates and keys that are there")
+    _json(certs)
 
 
 def _add_demo_command(commands: "_Commands[argparse.ArgumentParser]") -> None:

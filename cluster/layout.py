@@ -3,6 +3,7 @@
 ```
 DIR/cluster.json     who runs where; kept current, replaced as a whole, read by anyone
 DIR/lock             held while the above is being changed
+DIR/tls/             with TLS: authority, certificates, keys and tokens; see `certificates.py`
 DIR/n1/node.toml     settings of a node, the cluster's secret among them: mode 0600
 DIR/n1/data/         what the node remembers
 DIR/n1/log.txt       what it said
@@ -18,18 +19,22 @@ import os
 import secrets
 import string
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from cluster.certificates import Authority, CertificateTrouble, Kind, Wanted, make_secret
 from cluster.ports import HOST, consecutive_ports, free_ports
 from cluster.process import Identity, ProcessTrouble
 from coordinator.config import ConfigError, NodeConfig, Peer
 
 Settings = Mapping[str, Mapping[str, float | int]]
 """Sections of a node's configuration: `{"limits": {...}, "timing": {...}}`."""
+
+LOOPBACK: Final = (HOST, "localhost")
+"""Where nodes and services of a local cluster are reached."""
 
 _LOCK_S: Final = 5.0
 """Nobody holds the lock for longer than it takes to start processes, without waiting for them."""
@@ -61,6 +66,7 @@ class Running:
 
     owner: the process that the others shall not outlive; None for a detached cluster.
     down: somebody has asked for all of it to stop, and the owner need not keep watch any longer.
+    ca, token_file: how to talk to its nodes, where they speak TLS and want a token; paths.
     """
 
     cluster: str
@@ -68,6 +74,8 @@ class Running:
     services: tuple[Row, ...] = ()
     owner: Identity | None = None
     down: bool = field(default=False)
+    ca: str | None = None
+    token_file: str | None = None
 
 
 def read_running(data: Path) -> Running | None:
@@ -82,6 +90,8 @@ def read_running(data: Path) -> Running | None:
             services=tuple(_row(row) for row in plain.get("services", ())),
             owner=None if owner is None else Identity(owner["pid"], owner["started"]),
             down=plain.get("down", False),
+            ca=plain.get("ca"),
+            token_file=plain.get("token_file"),
         )
     except FileNotFoundError:
         return None
@@ -137,16 +147,24 @@ async def locked(data: Path) -> AsyncIterator[None]:
 
 
 def lay_out(
-    data: Path, *, nodes: int, port: int | None, name: str | None, settings: Settings | None
+    data: Path,
+    *,
+    nodes: int,
+    port: int | None,
+    name: str | None,
+    settings: Settings | None,
+    tls: bool = False,
 ) -> tuple[NodeConfig, ...]:
-    """The configuration of every node: what is in the folder already, or else a new one.
+    """The configuration of every node: what is in the folder already, or else a new one. `tls`: a new one speaks TLS.
 
     Raises `ProcessTrouble` when the folder holds something else than what was asked for.
     """
     found = read_layout(data)
     if not found:
-        return _make_layout(data, nodes=nodes, port=port, name=name, settings=settings or {})
+        return _make_layout(data, nodes=nodes, port=port, name=name, settings=settings or {}, tls=tls)
     first = found[0]
+    if tls and first.tls is None:
+        raise ProcessTrouble(f"{data} holds a cluster without TLS; leave --tls away, or use another --data")
     if len(first.nodes) != nodes:
         raise ProcessTrouble(f"{data} holds a cluster of {len(first.nodes)}, not {nodes}; use another --data")
     if name is not None and name != first.cluster:
@@ -179,10 +197,12 @@ def read_layout(data: Path) -> tuple[NodeConfig, ...]:
 
 
 def _make_layout(
-    data: Path, *, nodes: int, port: int | None, name: str | None, settings: Settings
+    data: Path, *, nodes: int, port: int | None, name: str | None, settings: Settings, tls: bool
 ) -> tuple[NodeConfig, ...]:
+    if tls:
+        name = _make_certificates(data / "tls", nodes, name)
     # A gid begins with the cluster's name, and participants may outlive a cluster: two clusters need two names.
-    cluster = name or "local-" + "".join(secrets.choice(string.ascii_lowercase) for _ in range(4))
+    cluster = name or _new_name()
     ports = free_ports(2 * nodes) if port is None else consecutive_ports(port, 2 * nodes)
     peers = [
         Peer(id=f"n{index + 1}", api=f"{HOST}:{ports[index]}", raft=f"{HOST}:{ports[nodes + index]}")
@@ -197,7 +217,7 @@ def _make_layout(
             path.unlink(missing_ok=True)
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(handle, "w") as file:
-                file.write(_toml(cluster, peer, peers, secret, settings))
+                file.write(_toml(cluster, peer, peers, secret, settings, tls=tls))
     except (FileExistsError, NotADirectoryError) as error:
         raise ProcessTrouble(f"{error.filename} is in the way; name another folder with --data") from error
     except OSError as error:
@@ -207,13 +227,61 @@ def _make_layout(
     return found
 
 
-def _toml(cluster: str, node: Peer, peers: list[Peer], secret: str, settings: Settings) -> str:
+def _new_name() -> str:
+    return "local-" + "".join(secrets.choice(string.ascii_lowercase) for _ in range(4))
+
+
+def _make_certificates(folder: Path, nodes: int, name: str | None) -> str:
+    """Authority, certificates and tokens for nodes on loopback; the cluster's name. Raises `ProcessTrouble`."""
+    try:
+        # An authority without nodes is what an interrupted start has left.
+        there = Authority.there(folder)
+        authority = Authority.open(folder) if there else Authority.make(folder, name or _new_name())
+        if name not in (None, authority.cluster):
+            raise ProcessTrouble(f"{folder} holds the authority of {authority.cluster}, not {name}; use another --data")
+        wanted = [Wanted(kind=Kind.NODE, name=f"n{index + 1}", hosts=LOOPBACK) for index in range(nodes)]
+        authority.issue(wanted, renew=there)
+        for file in ("token", "participant-token"):
+            make_secret(folder / file)
+    except CertificateTrouble as error:
+        raise ProcessTrouble(str(error)) from error
+    return authority.cluster
+
+
+def certify_services(data: Path, names: Sequence[str]) -> None:
+    """Certificates for participants on loopback that have none yet. Raises `ProcessTrouble`."""
+    folder = data / "tls"
+    wanted = [
+        Wanted(kind=Kind.PARTICIPANT, name=name, hosts=LOOPBACK)
+        for name in names
+        if not (folder / f"{Kind.PARTICIPANT.file(name)}.pem").exists()
+    ]
+    try:
+        Authority.open(folder).issue(wanted)
+    except CertificateTrouble as error:
+        raise ProcessTrouble(str(error)) from error
+
+
+def _toml(cluster: str, node: Peer, peers: list[Peer], secret: str, settings: Settings, *, tls: bool) -> str:
     lines = [
         f'cluster = "{cluster}"',
         f'node = "{node.id}"',
         'data = "data"',
         f'secret = "{secret}"',
     ]
+    if tls:
+        lines += [
+            'token_file = "../tls/token"',
+            'participant_token_file = "../tls/participant-token"',
+            "",
+            "[tls]",
+            'ca = "../tls/ca.pem"',
+            f'certificate = "../tls/{node.id}.pem"',
+            f'key = "../tls/{node.id}.key"',
+            "",
+            "[participants]",
+            'ca = "../tls/ca.pem"',
+        ]
     for section, values in settings.items():
         lines += ["", f"[{section}]", *(f"{key} = {value}" for key, value in values.items())]
     for peer in peers:

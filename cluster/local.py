@@ -70,6 +70,7 @@ class LocalCluster:
     port: API ports from here on, and the nodes' own after them; None: free ones.
     name: of the cluster; None: a name of its own.
     settings: sections of `node.toml`, such as `{"timing": {"backoff_max_s": 0.5}}`; of a new layout only.
+    tls: whether a new layout has certificates and tokens, see `layout.py`.
     tethered: whether the processes end when this one does.
     """
 
@@ -81,6 +82,7 @@ class LocalCluster:
         port: int | None = None,
         name: str | None = None,
         settings: Settings | None = None,
+        tls: bool = False,
         tethered: bool = True,
     ) -> None:
         self.data = Path(data).absolute()
@@ -89,6 +91,7 @@ class LocalCluster:
         self._port = port
         self._name = name
         self._settings = settings
+        self._tls = tls
         self._tether = Identity.mine() if tethered else None
         self._configs: dict[str, NodeConfig] = {}
         self._nodes: dict[str, Process] = {}
@@ -129,6 +132,21 @@ class LocalCluster:
         return tuple(config.me.url for config in self._laid_out().values())
 
     @property
+    def token(self) -> str | None:
+        """What the nodes want to be shown."""
+        return next(iter(self._laid_out().values())).token
+
+    @property
+    def ca(self) -> Path | None:
+        """Who issued the nodes' certificates; None where they speak plain HTTP, or show those of a public authority."""
+        tls = next(iter(self._laid_out().values())).tls
+        return None if tls is None else tls.trusted
+
+    def caller(self) -> Caller:
+        """Connections to the nodes, as they want them."""
+        return Caller(self.urls, token=self.token, ca=self.ca)
+
+    @property
     def running(self) -> tuple[str, ...]:
         """Ids of the nodes whose process runs; a paused one does."""
         return tuple(node for node in self.nodes if self.process(node).alive)
@@ -149,7 +167,9 @@ class LocalCluster:
 
     def lay_out(self) -> None:
         """Make the folder ready, so that ids and URLs are known before anything runs. Raises `ProcessTrouble`."""
-        configs = lay_out(self.data, nodes=self._wanted, port=self._port, name=self._name, settings=self._settings)
+        configs = lay_out(
+            self.data, nodes=self._wanted, port=self._port, name=self._name, settings=self._settings, tls=self._tls
+        )
         self._take(configs)
 
     def _take(self, configs: Sequence[NodeConfig]) -> None:
@@ -188,6 +208,7 @@ class LocalCluster:
                     arguments=row.arguments,
                     url=row.url,
                     folder=self.data / row.id,
+                    ca=self.ca,
                     tether=self._tether,
                     tethered=self._tether is not None,
                 )
@@ -201,6 +222,7 @@ class LocalCluster:
                 return Row(id=name, url=url)
             return Row(id=name, url=url, pid=identity.pid, started=identity.started)
 
+        token_file = next(iter(self._laid_out().values())).token_file
         write_running(
             self.data,
             Running(
@@ -216,6 +238,8 @@ class LocalCluster:
                 ),
                 owner=self._tether,
                 down=down,
+                ca=None if self.ca is None else str(self.ca.resolve()),
+                token_file=None if token_file is None else str(token_file.resolve()),
             ),
         )
 
@@ -318,7 +342,7 @@ class LocalCluster:
         await self._ready(node)
 
     async def _ready(self, node: str) -> None:
-        await listening(self.process(node), f"{self.url(node)}/healthz", within_s=READY_S)
+        await listening(self.process(node), f"{self.url(node)}/healthz", within_s=READY_S, ca=self.ca)
 
     async def stop_node(self, node: str, *, grace_s: float = TERM_GRACE_S) -> bool:
         """SIGTERM, then kill -9. True when it ended by itself in time. Raises `KeyError`."""
@@ -401,7 +425,7 @@ class LocalCluster:
 
     async def status(self, node: str, *, within_s: float = _STATUS_S) -> dict[str, Any] | None:
         """What `node` says of the cluster; None when it does not answer. Raises `KeyError`."""
-        async with Caller() as caller:
+        async with self.caller() as caller:
             return await self._status(caller, node, within_s)
 
     async def _status(self, caller: Caller, node: str, within_s: float) -> dict[str, Any] | None:
@@ -413,7 +437,7 @@ class LocalCluster:
 
     async def leader(self, *, besides: str | None = None) -> Leader | None:
         """The running node that says of itself that it leads, in the newest epoch if several do; None: none does."""
-        async with Caller() as caller:
+        async with self.caller() as caller:
             return await self._leader(caller, besides)
 
     async def _leader(self, caller: Caller, besides: str | None) -> Leader | None:
@@ -436,7 +460,7 @@ class LocalCluster:
         """
         deadline_s = time.monotonic() + within_s
         self.refresh()
-        async with Caller() as caller:
+        async with self.caller() as caller:
             while True:
                 found = await self._leader(caller, besides)
                 if found is not None and found.epoch > newer_than:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from cluster.calls import Caller, Unreachable
+from cluster.certificates import Kind
 from cluster.ports import HOST, require_free
 from cluster.process import TERM_GRACE_S, Identity, Process, ProcessTrouble, Program, arguments
 
@@ -22,6 +23,7 @@ class Service:
 
     name: under which it is registered, and which messages use.
     folder: of its log; made when it is missing.
+    ca: who issued its certificate, if its URL is https.
     tether: the process it must not outlive, this one unless told otherwise; None: it outlives all.
     """
 
@@ -33,11 +35,13 @@ class Service:
         arguments: Sequence[str],
         url: str,
         folder: Path,
+        ca: Path | None = None,
         tether: Identity | None = None,
         tethered: bool = True,
     ) -> None:
         self.name = name
         self.url = url.rstrip("/")
+        self.ca = ca
         program = Program(module=module, arguments=tuple(arguments), log=folder / "log.txt")
         self.process = Process(name, program, tether=(tether or Identity.mine()) if tethered else None)
 
@@ -50,18 +54,28 @@ class Service:
         port: int,
         coordinators: Sequence[str],
         folder: Path | None = None,
+        tls: Path | None = None,
         tethered: bool = True,
     ) -> "Service":
-        """One of the worked example's services: inventory, payments or orders. Their databases lie in `data`."""
+        """One of the worked example's services: inventory, payments or orders. Their databases lie in `data`.
+
+        tls: the folder with its certificate, the authority and the tokens, as `layout.py` makes them.
+        """
         words = arguments(name, "--data", data.absolute(), "--port", port)
         for url in coordinators:
             words += ("--coordinator", url)
+        if tls is not None:
+            stem = Kind.PARTICIPANT.file(name)
+            words += arguments("--certificate", tls / f"{stem}.pem", "--key", tls / f"{stem}.key")
+            words += arguments("--coordinator-ca", tls / "ca.pem", "--coordinator-token-file", tls / "token")
+            words += arguments("--caller-token-file", tls / "participant-token")
         return cls(
             name,
             module="participants.shop",
             arguments=words,
-            url=f"http://{HOST}:{port}",
+            url=f"http{'' if tls is None else 's'}://{HOST}:{port}",
             folder=folder or data / name,
+            ca=None if tls is None else tls / "ca.pem",
             tethered=tethered,
         )
 
@@ -78,7 +92,9 @@ class Service:
     @property
     def port(self) -> int:
         """Where it listens on loopback."""
-        return urlsplit(self.url).port or 80
+        port = urlsplit(self.url).port
+        assert port is not None, "local services have ports of their own"
+        return port
 
     def spawn(self) -> None:
         """Start the process and do not wait. Raises `ProcessTrouble`, for a port in use too."""
@@ -93,7 +109,7 @@ class Service:
 
     async def ready(self, *, within_s: float = READY_S) -> None:
         """Return once it listens. Raises `ProcessTrouble`."""
-        await listening(self.process, f"{self.url}/healthz", within_s=within_s)
+        await listening(self.process, f"{self.url}/healthz", within_s=within_s, ca=self.ca)
 
     async def stop(self, *, grace_s: float = TERM_GRACE_S) -> bool:
         """SIGTERM, then kill -9. True when it ended by itself in time."""
@@ -112,17 +128,31 @@ class Service:
         return self.process.resume()
 
     async def register(
-        self, nodes: Sequence[str], *, url: str | None = None, batch: bool = True, within_s: float = 10.0
+        self,
+        nodes: Sequence[str],
+        *,
+        url: str | None = None,
+        batch: bool = True,
+        within_s: float = 10.0,
+        token: str | None = None,
+        ca: Path | None = None,
     ) -> None:
         """Tell the cluster of it. `url`: where else the nodes shall find it, such as a tap. Raises `ProcessTrouble`."""
-        await register(nodes, self.name, url or self.url, batch=batch, within_s=within_s)
+        await register(nodes, self.name, url or self.url, batch=batch, within_s=within_s, token=token, ca=ca)
 
 
 async def register(
-    nodes: Sequence[str], name: str, url: str, *, batch: bool, within_s: float = 10.0, token: str | None = None
+    nodes: Sequence[str],
+    name: str,
+    url: str,
+    *,
+    batch: bool,
+    within_s: float = 10.0,
+    token: str | None = None,
+    ca: Path | None = None,
 ) -> None:
-    """Make `name` known to the cluster at `nodes`. Raises `ProcessTrouble`."""
-    async with Caller(nodes, token=token) as caller:
+    """Make `name` known to the cluster at `nodes`. `token`, `ca`: see `Caller`. Raises `ProcessTrouble`."""
+    async with Caller(nodes, token=token, ca=ca) as caller:
         body: dict[str, Any] = {"url": url, "batch": batch}
         try:
             answer = await caller.anywhere("PUT", f"/v1/participants/{name}", body=body, within_s=within_s)
@@ -132,10 +162,10 @@ async def register(
         raise ProcessTrouble(f"{name} could not be registered: {answer.trouble}")
 
 
-async def listening(process: Process, url: str, *, within_s: float) -> None:
+async def listening(process: Process, url: str, *, within_s: float, ca: Path | None = None) -> None:
     """Return once `process` answers HTTP at `url`. Raises `ProcessTrouble`, at once when the process has ended."""
     deadline_s = time.monotonic() + within_s
-    async with Caller() as caller:
+    async with Caller(ca=ca) as caller:
         while True:
             try:
                 answer = await caller.once("GET", url, within_s=1.0)

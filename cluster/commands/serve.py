@@ -59,6 +59,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 async def _participant(arguments: argparse.Namespace) -> int:
+    from participants.arguments import read_tokens
     from participants.manager import ResourceManager
     from participants.null import NullManager
     from participants.server import start
@@ -67,22 +68,49 @@ async def _participant(arguments: argparse.Namespace) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    nodes = arguments.coordinator or (await _nodes_of(arguments.register) if arguments.register else [])
     try:
-        settings = ServerSettings(coordinators=tuple(nodes))
+        tokens, caller_tokens = read_tokens(arguments.token_file), read_tokens(arguments.caller_token_file)
+        token = next(iter(tokens), None)
+        nodes = arguments.coordinator
+        if not nodes and arguments.register:
+            nodes = await _nodes_of(arguments.register, token, arguments.ca)
+        settings = ServerSettings(
+            coordinators=tuple(nodes),
+            coordinator_token=token,
+            coordinator_ca=arguments.ca,
+            caller_token=next(iter(caller_tokens), None),
+            older_caller_tokens=tuple(caller_tokens[1:]),
+            certificate=arguments.certificate,
+            key=arguments.key,
+            client_ca=arguments.client_ca,
+        )
     except SettingsError as error:
         raise _Usage(str(error)) from error
+    except OSError as error:
+        raise _Usage(f"{error.filename} cannot be read: {error.strerror}") from error
     manager: ResourceManager = NullManager() if arguments.kind == "null" else _sqlite(arguments)
     try:
-        served = await start(manager, port=arguments.port, settings=settings)
+        served = await start(manager, host=arguments.host, port=arguments.port, settings=settings)
+    except SettingsError as error:
+        raise _Usage(str(error)) from error
     except OSError as error:
         return complain(f"port {arguments.port} cannot be listened on: {error.strerror}; choose another --port", FAILED)
     except Exception as error:  # noqa: BLE001  # what a database can be unfit for is the resource manager's to say
         return complain(f"{arguments.file or arguments.kind} cannot be served: {error}", FAILED)
+    if arguments.certificate is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, served.reload)
     try:
         print(f"listening on {served.url}", flush=True)
         if arguments.register:
-            await register(arguments.register, arguments.name, served.url, batch=True, within_s=_PATIENCE_S)
+            await register(
+                arguments.register,
+                arguments.name,
+                served.url,
+                batch=True,
+                within_s=_PATIENCE_S,
+                token=token,
+                ca=arguments.ca,
+            )
             print(f"registered as {arguments.name}", flush=True)
         if not nodes:
             print("nobody is asked about branches in doubt: name the nodes with --coordinator", file=sys.stderr)
@@ -92,9 +120,9 @@ async def _participant(arguments: argparse.Namespace) -> int:
     return OK
 
 
-async def _nodes_of(urls: Sequence[str]) -> list[str]:
+async def _nodes_of(urls: Sequence[str], token: str | None, ca: Path | None) -> list[str]:
     """All nodes of the cluster that it is registered with: whoever is trusted to register is trusted with outcomes."""
-    async with Caller(urls) as caller:
+    async with Caller(urls, token=token, ca=ca) as caller:
         try:
             answer = await caller.anywhere("GET", "/v1/cluster", within_s=_PATIENCE_S)
         except Unreachable as error:

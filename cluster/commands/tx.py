@@ -30,7 +30,8 @@ class _Usage(Exception):
 
 def _run(arguments: argparse.Namespace, work: Callable[[argparse.Namespace, Caller], Awaitable[int]]) -> int:
     async def run() -> int:
-        async with Caller(_nodes(arguments), token=_token(arguments.token_file)) as caller:
+        urls, token_file, ca = _nodes(arguments)
+        async with Caller(urls, token=_token(token_file), ca=ca) as caller:
             return await work(arguments, caller)
 
     try:
@@ -41,9 +42,10 @@ def _run(arguments: argparse.Namespace, work: Callable[[argparse.Namespace, Call
         return complain(f"{error}; look at the cluster with `outlast status`", UNKNOWN)
 
 
-def _nodes(arguments: argparse.Namespace) -> Sequence[str]:
+def _nodes(arguments: argparse.Namespace) -> tuple[Sequence[str], Path | None, Path | None]:
+    """Whom to ask, the file of the token that they want, and of the authority that issued their certificates."""
     if arguments.url:
-        return list(arguments.url)
+        return list(arguments.url), arguments.token_file, arguments.ca
     running = read_running(arguments.data)
     if running is None:
         raise ProcessTrouble(f"there is no cluster in {arguments.data}; name its --data, or a node with --url")
@@ -51,14 +53,18 @@ def _nodes(arguments: argparse.Namespace) -> Sequence[str]:
     if not alive:
         raise ProcessTrouble(f"no node runs in {arguments.data}; start them with `outlast up --data {arguments.data}`")
     random.shuffle(alive)
-    return alive
+    token_file = arguments.token_file or (Path(running.token_file) if running.token_file is not None else None)
+    return alive, token_file, arguments.ca or (Path(running.ca) if running.ca is not None else None)
 
 
 def _token(file: Path | None) -> str | None:
     try:
-        return None if file is None else file.read_text().strip()
+        # Of several tokens, which is what a change of token looks like, the first is the one in use.
+        return None if file is None else file.read_text("ascii").split()[0]
     except OSError as error:
         raise _Usage(f"{file} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, IndexError):
+        raise _Usage(f"{file} holds no token") from None  # the cause holds what is in the file
 
 
 # ------------------------------------------------------------------------------------------------ submit
