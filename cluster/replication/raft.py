@@ -94,7 +94,9 @@ class RaftSettings:
     """A message to a follower takes no further entry once it holds this many bytes of commands."""
     append_entries_max: int = 4096
     apply_entries_max: int = 1000
-    """How many entries are applied before the loop gets its turn."""
+    """How many entries are applied before the loop gets its turn ..."""
+    apply_bytes_max: int = 64 * 1024
+    """... or how many bytes of them, and the one that goes beyond: a command may hold thousands of things to do."""
 
     def __post_init__(self) -> None:
         assert 0 < self.tick_s < self.heartbeat_s < self.election_min_s / 3
@@ -105,7 +107,7 @@ class RaftSettings:
         assert self.proposal_timeout_s > self.leader_fallback_s
         assert self.transfer_timeout_s > 0
         assert min(self.max_command_bytes, self.proposals_max, self.append_bytes_max) >= 1
-        assert min(self.append_entries_max, self.apply_entries_max) >= 1
+        assert min(self.append_entries_max, self.apply_entries_max, self.apply_bytes_max) >= 1
 
     @property
     def message_bytes_max(self) -> int:
@@ -558,8 +560,13 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
 
     def _SyncObj__applyLogEntries(self) -> bool:
         # In slices: replaying a long log in one go would silence this node for longer than its followers wait.
-        known = self.commit_index
-        self._SyncObj__raftCommitIndex = min(known, self.applied_index + self._settings.apply_entries_max)
+        known, until = self.commit_index, self.applied_index
+        first, most = self._journal[0][1], min(known, until + self._settings.apply_entries_max)
+        size = 0
+        while until < most and size < self._settings.apply_bytes_max:
+            until += 1
+            size += len(self._journal[until - first][0])
+        self._SyncObj__raftCommitIndex = until
         try:
             more: bool = super()._SyncObj__applyLogEntries()
         finally:

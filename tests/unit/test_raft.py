@@ -350,6 +350,25 @@ def test_a_long_log_is_replayed_in_slices_and_heartbeats_are_answered_meanwhile(
     alone(scenario, journal=journal, apply_entries_max=100)
 
 
+def test_large_commands_make_small_slices() -> None:
+    """A command holds many things to do; a node that is busy with a thousand of them votes for nobody meanwhile."""
+    journal = MemoryJournal()
+    journal.add(b"\1", 1, 0)
+    for index in range(2, 62):
+        journal.add(b"\0" + bytes(999), index, 1)
+
+    async def scenario(node: Alone) -> None:
+        node.heartbeat(prevLogIdx=61, prevLogTerm=1, commit_index=61)
+        counts = []
+        while len(node.machine.commands) < 60:
+            await asyncio.sleep(0)
+            counts.append(len(node.machine.commands))
+        # The third brings it to 3000 bytes.
+        assert max(later - earlier for earlier, later in zip([0, *counts], counts, strict=False)) == 3
+
+    alone(scenario, journal=journal, apply_bytes_max=2500)
+
+
 # The end.
 
 
