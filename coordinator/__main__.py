@@ -10,8 +10,10 @@ from pathlib import Path
 import uvloop
 
 from cluster.replication.clock import SystemClock
-from cluster.replication.log import OnFatal, ReplicatedLog
-from cluster.replication.raft import RaftLog, RaftSettings, file_journal
+from cluster.replication.log import CannotStart, OnFatal, ReplicatedLog
+from cluster.replication.raft import RaftLog
+from cluster.replication.raft_journal import file_journal
+from cluster.replication.settings import RaftSettings
 from cluster.replication.solo import SoloLog
 from cluster.replication.transport import SocketTransport
 from coordinator.config import ConfigError, NodeConfig, split_address
@@ -50,7 +52,7 @@ async def _serve(config: NodeConfig, tls: Tls) -> int:
     node = Node(config, _make_log(config, stop, tls), SystemClock(), tls=tls)
     try:
         await node.start()
-    except OSError as error:
+    except (OSError, CannotStart) as error:
         _log.critical("node %s cannot start: %s", config.node, error)
         await node.driver.stop()
         return 1

@@ -1,9 +1,9 @@
 """How fast a replicated log commits: three processes on loopback, 200-byte commands, nothing else running.
 
-    python -m tests.bench_log [memory|file] [--seconds 3] [--solo]
+    python -m tests.bench_log [--folder FOLDER] [--seconds 3] [--solo]
 
-`memory` keeps the journal in memory, `file` on disk without syncing entries. `--solo` measures one node and one synced
-file instead: the unreplicated baseline. Prints commits per second, latency, and CPU time per commit of each node.
+The journals are in FOLDER, else where temporary files are: compare a disk with /dev/shm. `--solo` measures one node and
+one synced file instead: the unreplicated baseline. Prints commits per second, latency, and CPU time per commit.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from typing import Any
 import uvloop
 
 from cluster.replication.log import Leadership, ReplicatedLog
-from cluster.replication.raft import RaftLog, file_journal, memory_journal
+from cluster.replication.raft import RaftLog
+from cluster.replication.raft_journal import file_journal
 from cluster.replication.solo import SoloLog
 from cluster.replication.transport import SocketTransport
 from tests.contract.worlds import reserved_addresses
@@ -77,7 +78,7 @@ async def node(name: str, addresses: dict[str, Any], folder: Path, args: argpars
             node=name,
             peers=[other for other in addresses if other != name],
             transport=SocketTransport(node=name, addresses=addresses, cluster="bench", secret=b"bench" * 4),
-            journal=memory_journal if args.journal == "memory" else file_journal(folder / name),
+            journal=file_journal(folder / name),
         )
     leads = asyncio.Event()
 
@@ -105,12 +106,12 @@ def run_node(*args: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("journal", choices=["memory", "file"], nargs="?", default="memory")
+    parser.add_argument("--folder", type=Path)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--solo", action="store_true")
     args = parser.parse_args()
     names = ("n1",) if args.solo else ("n1", "n2", "n3")
-    folder = Path(tempfile.mkdtemp())
+    folder = Path(tempfile.mkdtemp(dir=args.folder))
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     with reserved_addresses(*names) as addresses:

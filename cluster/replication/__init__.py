@@ -8,7 +8,11 @@ Nothing in this package knows what a transaction is, and it imports nothing of o
 | `raft.py` | the same, over pysyncobj: the only importer of it |
 | `guard.py` | what stands between the wire and pysyncobj, so that nothing acknowledged is lost |
 | `transport.py` | the wire between nodes |
-| `term.py` | term and vote, durably |
+| `holdback.py` | what must not be said before the disk holds it |
+| `raft_journal.py` | the journal as pysyncobj sees it |
+| `journal.py` | the durable journal; `segments.py`, `records.py`, `entries.py`, `disk.py`, `pump.py` are its parts |
+| `settings.py` | times and limits |
+| `term.py` | term and vote of a node that is alone |
 | `memory.py` | the same promises in one process, in memory: tests |
 | `solo.py` | the same, on one disk: the unreplicated baseline |
 | `clock.py` | where time comes from |

@@ -18,6 +18,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+from cluster.replication.log import CannotStart
 from cluster.replication.term import sync_folder
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -26,7 +27,7 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _LOCK = "lock"
 
 
-class FolderLocked(Exception):
+class FolderLocked(CannotStart):
     """Another process, or another object of this one, holds the folder."""
 
 

@@ -22,6 +22,10 @@ OnFatal = Callable[[BaseException], None]
 """Told once, on the event loop, why a log can no longer go on: the node should end, and be started anew."""
 
 
+class CannotStart(Exception):
+    """What is on disk must not, or cannot, be used. Says which file it is, and what can be done."""
+
+
 class NotProposed(Exception):
     """Definite: the command did not enter the log, and never will."""
 

@@ -34,19 +34,20 @@ import queue
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from pysyncobj import syncobj as stock
 from pysyncobj.config import FAIL_REASON, SERIALIZER_STATE, SyncObjConf
-from pysyncobj.journal import FileJournal, MemoryJournal
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport as StockTransport
 
 from cluster.replication.clock import Clock, SystemClock
 from cluster.replication.guard import Guard, Message
-from cluster.replication.log import MAX_COMMAND_BYTES, Leadership, NotProposed, OnFatal, ProposalUnknown, StateMachine
-from cluster.replication.term import TermFile
+from cluster.replication.holdback import HoldBack
+from cluster.replication.journal import JournalHandlers
+from cluster.replication.log import Leadership, NotProposed, OnFatal, ProposalUnknown, StateMachine
+from cluster.replication.raft_journal import JournalFactory, RaftJournal
+from cluster.replication.settings import RaftSettings
 from cluster.replication.transport import Handlers, Transport
 
 _log = logging.getLogger(__name__)
@@ -54,180 +55,15 @@ _log = logging.getLogger(__name__)
 _REGULAR: Final = 0
 _NO_OP: Final = 1
 
-_ENTRY_OVERHEAD_BYTES = 32
-_MESSAGE_OVERHEAD_BYTES = 256
-
 _READS_BEFORE_A_LATE_TURN = 2
 """Turns of the event loop: the first may run before the sockets are polled, the second cannot."""
 
 _NOT_IN_THE_LOG = frozenset({FAIL_REASON.QUEUE_FULL, FAIL_REASON.MISSING_LEADER, FAIL_REASON.REQUEST_DENIED})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RaftSettings:
-    """Times and limits of a `RaftLog`; the same on every node of a cluster."""
-
-    heartbeat_s: float = 0.05
-    """How often a leader speaks to every follower at least."""
-    election_min_s: float = 0.25
-    """The first node (by id) campaigns when it has heard from no leader for this long, at least ..."""
-    election_spread_s: float = 0.07
-    """... and at most for this much longer, at random ..."""
-    election_step_s: float = 0.1
-    """... and each further node this much later than the one before it: windows do not overlap."""
-    death_step_s: float = 0.05
-    """When the leader's process is known to be dead, survivors campaign this far apart."""
-    leader_fallback_s: float = 1.0
-    """A leader that has heard from no majority for this long no longer leads; what a follower leaves unanswered for
-    this long is sent again."""
-    tick_s: float = 0.01
-    """How often time is looked at; and how long followers may lag behind a commit when nothing else is sent."""
-    stall_s: float = 0.05
-    """A turn that comes this late reads the sockets first."""
-    proposal_timeout_s: float = 2.5
-    """A proposal ends in `ProposalUnknown` after this."""
-    transfer_timeout_s: float = 2.0
-    max_command_bytes: int = MAX_COMMAND_BYTES
-    proposals_max: int = 100_000
-    """How many proposals may be open."""
-    append_bytes_max: int = 1024 * 1024
-    """A message to a follower takes no further entry once it holds this many bytes of commands."""
-    append_entries_max: int = 4096
-    apply_entries_max: int = 1000
-    """How many entries are applied before the loop gets its turn ..."""
-    apply_bytes_max: int = 64 * 1024
-    """... or how many bytes of them, and the one that goes beyond: a command may hold thousands of things to do."""
-
-    def __post_init__(self) -> None:
-        assert 0 < self.tick_s < self.heartbeat_s < self.election_min_s / 3
-        assert self.tick_s < self.stall_s < self.election_min_s
-        assert 0 < self.election_spread_s < self.election_step_s
-        assert 0 < self.death_step_s < self.election_step_s
-        assert self.leader_fallback_s > self.election_min_s
-        assert self.proposal_timeout_s > self.leader_fallback_s
-        assert self.transfer_timeout_s > 0
-        assert min(self.max_command_bytes, self.proposals_max, self.append_bytes_max) >= 1
-        assert min(self.append_entries_max, self.apply_entries_max, self.apply_bytes_max) >= 1
-
-    @property
-    def message_bytes_max(self) -> int:
-        """The largest message that these settings can lead to."""
-        commands = self.append_bytes_max + self.max_command_bytes
-        return commands + self.append_entries_max * _ENTRY_OVERHEAD_BYTES + _MESSAGE_OVERHEAD_BYTES
-
-
-class Journal(Protocol):
-    """What pysyncobj asks of a journal, in its words: a list of (command, index, term), and the node's term and vote.
-
-    What a method changes must be as durable as the journal promises when it returns.
-    """
-
-    def add(self, command: bytes, idx: int, term: int) -> None:
-        """Append one entry."""
-        ...
-
-    def clear(self) -> None:
-        """Forget all entries."""
-        ...
-
-    def deleteEntriesFrom(self, entryFrom: int) -> None:
-        """Keep only the first `entryFrom` entries."""
-        ...
-
-    def deleteEntriesTo(self, entryTo: int) -> None:
-        """Forget the first `entryTo` entries."""
-        ...
-
-    def __getitem__(self, item: Any) -> Any:
-        """An entry by position, or a list of them by slice."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def setRaftCommitIndex(self, raftCommitIndex: int) -> None:
-        """Take note of what is committed; it need not be durable."""
-        ...
-
-    def getRaftCommitIndex(self) -> int:
-        """What is known to be committed; never more than is in the journal. 1 if nothing is known."""
-        ...
-
-    def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None:
-        """Store term and vote; durable on return."""
-        ...
-
-    def getCurrentTerm(self) -> int:
-        """The term last stored, 0 if none."""
-        ...
-
-    def getVotedForNodeId(self) -> str | None:
-        """The vote last stored."""
-        ...
-
-    def onOneSecondTimer(self) -> None:
-        """Called about once a second."""
-        ...
-
-    def _destroy(self) -> None:
-        """Release files."""
-        ...
-
-
-JournalFactory = Callable[[], Journal]
-"""Opens a journal; called once, on a thread of its own, for it may read much."""
-
-
-def memory_journal() -> Journal:
-    """A journal that is gone with the process: for tests, and for measuring what disks cost."""
-    journal: Journal = MemoryJournal()
-    return journal
-
-
-def file_journal(folder: Path) -> JournalFactory:
-    """A journal in `folder` that outlives its process. Term and vote outlive a power failure, entries need not."""
-
-    def opened() -> Journal:
-        folder.mkdir(parents=True, exist_ok=True)
-        journal: Journal = _FileJournal(folder)
-        return journal
-
-    return opened
-
-
 def _ignored(owner: object, made: object) -> None:
     """The setter of a property in whose place a constructor of pysyncobj puts something of its own."""
     del owner, made
-
-
-class _FileJournal(FileJournal):  # type: ignore[misc] # pysyncobj has no types
-    """pysyncobj's own file of entries, with our file for term and vote: its own is pickled, and not synced.
-
-    The commit index is not kept. Raft learns it anew from the next leader, and one that ran ahead of a log that lost
-    its end would commit whatever comes there next.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._terms = TermFile(folder / "term.json")
-        super().__init__(str(folder / "journal.bin"))
-
-    # Its constructor makes its own store of term and vote here, and reads it: it finds this object in its place.
-    _FileJournal__metaStorer = property(lambda self: self, _ignored)
-
-    def getMeta(self) -> dict[str, Any]:
-        term, vote = self._terms.load()
-        return {"currentTerm": term, "votedForNodeId": vote}
-
-    def storeMeta(self, meta: dict[str, Any]) -> None:
-        self._terms.store(meta["currentTerm"], meta["votedForNodeId"])
-
-    def setRaftCommitIndex(self, raftCommitIndex: int) -> None:
-        pass
-
-    def getRaftCommitIndex(self) -> int:
-        return 1
-
-    def onOneSecondTimer(self) -> None:
-        pass
 
 
 class _Peer(Node):  # type: ignore[misc] # pysyncobj has no types
@@ -246,17 +82,12 @@ class _Peer(Node):  # type: ignore[misc] # pysyncobj has no types
 class _Adapter(StockTransport):  # type: ignore[misc] # pysyncobj has no types
     """Our transport, as pysyncobj sends by it. What arrives goes to `Replica.receive`, with its sender's term."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, held: HoldBack) -> None:
         super().__init__(None, None, ())
-        self._transport = transport
-        self._replica: Replica | None = None
-
-    def serve(self, replica: "Replica") -> None:
-        self._replica = replica
+        self._held = held
 
     def send(self, node: Node, message: Message) -> bool:
-        assert self._replica is not None
-        return self._transport.send(node.id, self._replica.raftCurrentTerm, message)
+        return self._held.send(node.id, message)
 
 
 class _NoSnapshots:
@@ -310,13 +141,15 @@ class _Outstanding:
 class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     """pysyncobj's node, guarded, and with our way of sending and applying. Itself a `LogView`."""
 
+    _hold_back_type = HoldBack
+
     def __init__(
         self,
         *,
         node: _Peer,
         peers: list[_Peer],
-        adapter: _Adapter,
-        journal: Journal,
+        transport: Transport,
+        journal: RaftJournal,
         guard: Guard,
         apply: Callable[[bytes], object],
         settings: RaftSettings,
@@ -328,7 +161,10 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         self._peers = peers
         self._outstanding: dict[str, _Outstanding] = {}
         self._told_commit: dict[str, int] = {}
-        adapter.serve(self)
+        self._idle = False
+        self._by_majority = 0
+        """Up to here this leader has found that a majority holds its log durably."""
+        self.held = self._hold_back_type(journal=journal, term=lambda: self.term, send=transport.send)
         minimum_s = settings.election_min_s + node.rank * settings.election_step_s
         conf = SyncObjConf(
             autoTick=False,
@@ -349,12 +185,13 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             logCompactionMinTime=2**62,
             useFork=False,
         )
-        super().__init__(node, peers, conf=conf, nodeClass=_Peer, transport=adapter)
+        super().__init__(node, peers, conf=conf, nodeClass=_Peer, transport=_Adapter(self.held))
         self._SyncObj__serializer = _NoSnapshots()
         self._poller = _NoPoller()
 
     _SyncObj__raftElectionDeadline: float
     _SyncObj__raftMatchIndex: dict[Any, int]
+    _SyncObj__raftLeader: Any
 
     # Its constructor makes a journal here, and goes on with what it finds here: ours.
     _SyncObj__raftLog = property(operator.attrgetter("_journal"), _ignored)
@@ -382,16 +219,11 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     @property
     def last_index(self) -> int:
         """The last entry of its log."""
-        index: int = self._journal[-1][1]
-        return index
+        return self._journal.last_index
 
     def term_at(self, index: int) -> int | None:
         """The term of its entry at `index`, None where it has none."""
-        position = index - self._journal[0][1]
-        if not 0 <= position < len(self._journal):
-            return None
-        term: int = self._journal[position][2]
-        return term
+        return self._journal.term_at(index)
 
     # What arrives.
 
@@ -438,6 +270,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         self._SyncObj__onNodeDisconnected(peer)
         # Whether it arrived is told by the answer to the next heartbeat.
         self._outstanding.pop(peer.id, None)
+        self.held.forget(peer.id)
 
     def is_connected(self, peer: _Peer) -> bool:
         """Whether there is one."""
@@ -448,6 +281,17 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         """The leader is known to be dead: do not wait for the election timeout."""
         soon_s = stock.monotonicTime() + delay_s
         self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, soon_s)
+
+    def idle(self, *, idle: bool) -> None:
+        """Whether it lets others lead: it campaigns no more, and if it leads it asks a follower to take over."""
+        self._idle = idle
+        if not idle or not self._isLeader():
+            return
+        best = max(self._peers, key=lambda peer: (self.is_connected(peer), self.match_index(peer)), default=None)
+        if best is not None:
+            self.held.send(best.id, {"type": "timeout_now", "term": self.term})
+        self._SyncObj__setState(stock._RAFT_STATE.FOLLOWER)
+        self._SyncObj__raftLeader = None
 
     # What is sent.
 
@@ -490,7 +334,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             del self._outstanding[peer.id]
             self._SyncObj__raftNextIndex[peer] = outstanding.previous + 1
             outstanding = None
-        first = self._journal[0][1]
+        first = self._journal.first_index
         previous = self._SyncObj__raftNextIndex[peer] - 1 if outstanding is None else outstanding.previous
         if previous < first:
             _log.error("%s needs entry %d, but the log begins with %d", peer, previous, first)
@@ -525,6 +369,8 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     def turn(self) -> None:
         """One of its ticks; a leader commits before it, and sends after it."""
         if not self._isLeader():
+            if self._idle:
+                self._SyncObj__raftElectionDeadline = stock.monotonicTime() + self._settings.election_min_s
             self.doTick()
             return
         self._commit()
@@ -540,11 +386,16 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
 
     def _commit(self) -> None:
         """Commit what a majority holds, if the last of it is of this term (with it all before it is committed)."""
-        held = sorted([self.last_index, *[self.match_index(peer) for peer in self._peers]])
+        held = sorted([self._own_match_index(), *[self.match_index(peer) for peer in self._peers]])
         by_majority = held[(len(held) - 1) // 2]
         if by_majority > self.commit_index and self.term_at(by_majority) == self.term:
             self._SyncObj__raftCommitIndex = by_majority
             self._journal.setRaftCommitIndex(by_majority)
+        self._by_majority = self.commit_index
+
+    def _own_match_index(self) -> int:
+        """Up to where this leader may count itself."""
+        return self._journal.durable_index
 
     def _checkCommandsToApply(self) -> None:
         if self._isLeader():
@@ -559,9 +410,12 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             callback(None, FAIL_REASON.MISSING_LEADER)
 
     def _SyncObj__applyLogEntries(self) -> bool:
+        if self._isLeader() and not self._peers:
+            # Alone in its cluster pysyncobj would count it before its sync.
+            self._SyncObj__raftCommitIndex = min(self.commit_index, self._by_majority)
         # In slices: replaying a long log in one go would silence this node for longer than its followers wait.
         known, until = self.commit_index, self.applied_index
-        first, most = self._journal[0][1], min(known, until + self._settings.apply_entries_max)
+        first, most = self._journal.first_index, min(known, until + self._settings.apply_entries_max)
         size = 0
         while until < most and size < self._settings.apply_bytes_max:
             until += 1
@@ -587,9 +441,10 @@ class RaftLog:
     """One node of a replicated log.
 
     `peers` are the ids of the other nodes; `transport` connects to exactly these. `journal` opens this node's journal
-    (`file_journal(folder)`, `memory_journal`). When anything fails that must not be survived (`apply` raises, the
-    journal cannot be written, logs have diverged), the node goes silent for good: it leaves the network, its open
-    proposals end in `ProposalUnknown`, and `on_fatal` hears why; the process should then end.
+    (`raft_journal.file_journal(folder)`). When anything fails that must not be survived (`apply` raises, a sync fails,
+    logs have diverged), the node goes silent for good: it leaves the network, its open proposals end in
+    `ProposalUnknown`, and `on_fatal` hears why; the process should then end. A disk that is full is survived: the node
+    neither leads nor counts until there is room.
     """
 
     _replica_type = Replica
@@ -618,6 +473,9 @@ class RaftLog:
         self._guard = guard or Guard()
         self._on_fatal = on_fatal
         self._replica: Replica | None = None
+        self._journal: RaftJournal | None = None
+        self._queued_bytes = 0
+        """Of commands that are not in the log yet, about."""
         self._on_leadership: Callable[[Leadership], None] | None = None
         self._told: Leadership | None = None
         self._open: dict[asyncio.Future[object], float] = {}
@@ -639,14 +497,14 @@ class RaftLog:
         return self._node
 
     async def start(self, machine: StateMachine, on_leadership: Callable[[Leadership], None]) -> None:
-        """Open the journal, listen, and begin. Raises OSError, `TermFileBroken`."""
+        """Open the journal, listen, and begin. Raises OSError, `CannotStart`."""
         assert self._replica is None, "a log starts once"
         self._on_leadership = on_leadership
-        journal = await asyncio.get_running_loop().run_in_executor(None, self._open_journal)
+        self._journal = journal = await asyncio.get_running_loop().run_in_executor(None, self._open_journal)
         self._replica = self._replica_type(
             node=self._self,
             peers=list(self._peers.values()),
-            adapter=_Adapter(self._transport),
+            transport=self._transport,
             journal=journal,
             guard=self._guard,
             apply=machine.apply,
@@ -659,6 +517,9 @@ class RaftLog:
             refused=self._refused,
         )
         self._ended = None
+        journal.start(
+            JournalHandlers(durable=self._durable, full=self._disk_full, room=self._disk_has_room, fatal=self._fail)
+        )
         try:
             await self._transport.start(handlers)
         except OSError:
@@ -677,6 +538,7 @@ class RaftLog:
             future.set_exception(NotProposed(refusal))
             return future
         self._open[future] = self._clock.monotonic_s() + self._settings.proposal_timeout_s
+        self._queued_bytes += len(command)
         replica._applyCommand(command, partial(self._answered, future), _REGULAR)
         self._wake()
         return future
@@ -703,20 +565,21 @@ class RaftLog:
     async def transfer(self) -> bool:
         """Hand leadership over: no proposals are taken meanwhile, and what is open is ended first.
 
-        False if this node does not lead, nobody can take over, or `transfer_timeout_s` has passed; then it goes on.
+        False if this node does not lead, nobody can take over (at once, when nobody is there), or
+        `transfer_timeout_s` has passed; then it goes on.
         """
         replica = self._replica
-        if replica is None or self._transferring or not self.leadership().is_leader or not self.reachable():
+        if replica is None or self._transferring or not self._can_hand_over():
             return False
         self._transferring = True
         try:
             async with asyncio.timeout(self._settings.transfer_timeout_s):
-                await self._until(lambda: self._successor() is not None or not self.leadership().is_leader)
+                await self._until(lambda: self._successor() is not None or not self._can_hand_over())
                 successor = self._successor()
                 if successor is None:
-                    return False
+                    return self._has_another_leader()
                 replica.transferLeadership(successor)
-                await self._until(self._has_another_leader)
+                await self._until(lambda: self._has_another_leader() or not self._anybody_else())
                 return self._has_another_leader()
         except TimeoutError:
             return False
@@ -733,6 +596,13 @@ class RaftLog:
         await self._transport.stop()
         if self._replica is not None:
             self._replica.destroy()
+        if self._journal is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._journal.close)
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps this node from taking part, for people; None: nothing does."""
+        return None if self._journal is None else self._journal.full
 
     def _refusal(self, command: bytes) -> str | None:
         """Why this command cannot be taken."""
@@ -744,6 +614,8 @@ class RaftLog:
             return f"{self._node} hands leadership over"
         if len(command) > self._settings.max_command_bytes:
             return f"{len(command)} bytes; the limit is {self._settings.max_command_bytes}"
+        if self._journal is not None and self._unsynced_bytes() >= self._settings.unsynced_bytes_max:
+            return "the disk does not keep up"
         if len(self._open) >= self._settings.proposals_max:
             return f"{self._settings.proposals_max} proposals are open already"
         return None
@@ -759,6 +631,31 @@ class RaftLog:
             future.set_exception(NotProposed(f"{self._node} no longer leads"))
         else:
             future.set_exception(ProposalUnknown(f"pysyncobj's reason is {reason}"))
+
+    def _unsynced_bytes(self) -> int:
+        assert self._journal is not None
+        return self._queued_bytes + self._journal.unsynced_bytes
+
+    # What the journal tells.
+
+    def _durable(self, _position: int) -> None:
+        if self._ended is None and self._replica is not None:
+            self._replica.held.release()
+            self._wake()
+
+    def _disk_full(self, why: str) -> None:
+        if self._ended is not None or self._replica is None:
+            return
+        _log.error("%s takes no part until there is room: %s", self._node, why)
+        self._replica.idle(idle=True)
+        self._tell()
+        self._wake()
+
+    def _disk_has_room(self) -> None:
+        if self._ended is None and self._replica is not None:
+            _log.warning("%s takes part again", self._node)
+            self._replica.idle(idle=False)
+            self._wake()
 
     # What the transport tells.
 
@@ -829,6 +726,7 @@ class RaftLog:
             self._reads_owed -= 1
             self._wake()
             return
+        self._queued_bytes = 0
         try:
             replica.turn()
         except Exception as error:  # noqa: BLE001 - whatever it is, this node must stop
@@ -840,8 +738,6 @@ class RaftLog:
             self._abandon("this node no longer leads")
         if replica.commit_index > replica.applied_index:
             self._wake()
-        elif not self._peers and replica.commit_index < replica.last_index and replica._isLeader():
-            self._wake()  # no answer of a follower will
         for condition, future in self._watchers:
             if not future.done() and condition():
                 future.set_result(None)
@@ -870,6 +766,13 @@ class RaftLog:
 
     def _has_another_leader(self) -> bool:
         return self.leadership().leader not in (None, self._node)
+
+    def _anybody_else(self) -> bool:
+        """Whether another node is there, and enough of them to elect one of them."""
+        return len(self.reachable()) >= (len(self._peers) + 1) // 2
+
+    def _can_hand_over(self) -> bool:
+        return self.leadership().is_leader and self._anybody_else()
 
     def _successor(self) -> _Peer | None:
         """A follower that holds all of this leader's log, nothing in it being open."""
@@ -904,7 +807,7 @@ class RaftLog:
             if not future.done():
                 future.set_result(None)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         """Go silent for good, and say so."""
         if self._ended is not None:
             return

@@ -27,6 +27,7 @@ from typing import Final, NoReturn
 from cluster.replication import records
 from cluster.replication.disk import NO_ROOM, Disk, File
 from cluster.replication.entries import Log, OutOfTurn, State
+from cluster.replication.log import CannotStart
 from cluster.replication.records import (
     HEADER_BYTES,
     SECTOR_BYTES,
@@ -49,7 +50,7 @@ _PLENTY: Final = 8
 """Room is taken in advance only where the disk has this many times as much."""
 
 
-class JournalRefused(Exception):
+class JournalRefused(CannotStart):
     """The files on disk cannot be used. Says which, and what can be done."""
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cluster.replication.log import MAX_COMMAND_BYTES, Leadership, OnFatal, StateMachine
+from cluster.replication.log import MAX_COMMAND_BYTES, CannotStart, Leadership, OnFatal, StateMachine
 from cluster.replication.memory import MemoryLog, Waiting, abandon
 from cluster.replication.term import TermFile, sync_folder
 
@@ -28,7 +28,7 @@ _FRAME = struct.Struct("<II")  # length of the command, CRC-32 of the length and
 _REPLAYED_PER_TURN = 1000
 
 
-class SoloLogBroken(Exception):
+class SoloLogBroken(CannotStart):
     """The file is not one of ours. Names the file."""
 
 

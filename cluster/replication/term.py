@@ -11,10 +11,12 @@ import os
 import zlib
 from pathlib import Path
 
+from cluster.replication.log import CannotStart
+
 _FORMAT = 1
 
 
-class TermFileBroken(Exception):
+class TermFileBroken(CannotStart):
     """The file exists and cannot be trusted; without it this node must not vote. Names the file."""
 
 

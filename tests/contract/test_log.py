@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from cluster.replication.log import NotProposed, ProposalUnknown
+from cluster.replication.log import CannotStart, NotProposed, ProposalUnknown
 from tests.contract.worlds import MAX_COMMAND_BYTES, POISON, RaftWorld, World, until, world_of
 
 
@@ -246,7 +246,15 @@ async def test_a_follower_that_is_left_alone_knows_no_leader(raft: World) -> Non
     await until(lambda: raft.told[left][-1] == log.leadership(), "it is told, too")
 
 
-async def test_an_address_in_use_is_told_at_the_start(raft: World) -> None:
+async def test_a_folder_in_use_is_told_at_the_start(raft: World) -> None:
+    twin = raft.make("n1")
+    with pytest.raises(CannotStart, match="in use"):
+        await twin.start(raft.machines["n1"], raft.told["n1"].append)
+    await twin.stop()
+
+
+async def test_an_address_in_use_is_told_at_the_start(raft: World, tmp_path: Path) -> None:
+    raft.folder = tmp_path / "another"
     twin = raft.make("n1")
     with pytest.raises(OSError, match="in use"):
         await twin.start(raft.machines["n1"], raft.told["n1"].append)

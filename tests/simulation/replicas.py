@@ -7,12 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 from pysyncobj import syncobj as stock
-from pysyncobj.journal import MemoryJournal
 
 from cluster.replication.guard import Guard, LogView, Message, Verdict
+from cluster.replication.holdback import ACKNOWLEDGEMENT, VOTES, HoldBack
+from cluster.replication.journal import DurableJournal
 from cluster.replication.log import Leadership, NotProposed, ProposalUnknown
 from cluster.replication.raft import RaftLog, Replica
+from cluster.replication.raft_journal import RaftJournal
+from tests.simulation.disk import SimulatedDisk
 from tests.simulation.network import Network, SimulatedTransport
+from tests.simulation.pumps import SMALL, SlowPump
 from tests.simulation.virtual import VirtualLoop
 
 NODES = ("n1", "n2", "n3")
@@ -56,6 +60,47 @@ class StockRaftLog(RaftLog):
     _replica_type = StockReplica
 
 
+class HastyHoldBack(HoldBack):
+    """Known bad: acknowledges before the sync."""
+
+    def needs(self, message: Message) -> int:
+        return 0 if message["type"] == ACKNOWLEDGEMENT else super().needs(message)
+
+
+class ForgetfulHoldBack(HoldBack):
+    """Known bad: votes, and asks for votes, before that is durable."""
+
+    def needs(self, message: Message) -> int:
+        return 0 if message["type"] in VOTES else super().needs(message)
+
+
+class HastyReplica(Replica):
+    _hold_back_type = HastyHoldBack
+
+
+class ForgetfulReplica(Replica):
+    _hold_back_type = ForgetfulHoldBack
+
+
+class VainReplica(Replica):
+    """Known bad: a leader that counts itself before its own sync."""
+
+    def _own_match_index(self) -> int:
+        return self.last_index
+
+
+class HastyRaftLog(RaftLog):
+    _replica_type = HastyReplica
+
+
+class ForgetfulRaftLog(RaftLog):
+    _replica_type = ForgetfulReplica
+
+
+class VainRaftLog(RaftLog):
+    _replica_type = VainReplica
+
+
 class Recorder:
     """A state machine that remembers."""
 
@@ -83,12 +128,15 @@ class Cluster:
         *,
         log_type: type[RaftLog] = RaftLog,
         guard_type: type[Guard] = Guard,
+        sync_s: tuple[float, float] = (0.0001, 0.003),
         unruly: bool = False,
     ) -> None:
         self.loop = loop
         self.rng = rng
         self.network = Network(loop, rng, unruly=unruly)
-        self.journals = {node: MemoryJournal() for node in NODES}
+        self.disks = {node: SimulatedDisk(random.Random(rng.random()), where=f"/{node}") for node in NODES}
+        self.pumps: dict[str, SlowPump] = {}
+        self.journals: dict[str, RaftJournal] = {}
         self.logs: dict[str, RaftLog] = {}
         self.machines: dict[str, Recorder] = {}
         self.acknowledged: list[bytes] = []
@@ -100,6 +148,8 @@ class Cluster:
         self.must_settle = log_type is RaftLog
         self._log_type = log_type
         self._guard_type = guard_type
+        self._sync_s = sync_s
+        self.powerless = 0
         self._clients: set[asyncio.Task[None]] = set()
 
     async def start(self, node: str) -> None:
@@ -107,7 +157,7 @@ class Cluster:
             node=node,
             peers=[other for other in NODES if other != node],
             transport=SimulatedTransport(self.network, node),
-            journal=lambda: self.journals[node],
+            journal=lambda: self._open(node),
             clock=self.loop,
             guard=self._guard_type(),
             on_fatal=lambda error: self.fatal.append(f"{node}: {error!r}"),
@@ -116,9 +166,24 @@ class Cluster:
         self.logs[node] = log
         await log.start(self.machines[node], lambda now: self._led(node, now))
 
-    async def kill(self, node: str) -> None:
-        """At once: what it had sent is under way, what its journal holds stays."""
+    async def kill(self, node: str, *, power: bool | None = None) -> None:
+        """At once: what it had sent is under way, what its disk was given stays, unless the power goes too."""
+        if power or (power is None and self.rng.random() < 0.5):
+            self.powerless += 1
+            self.disks[node].lose_power()
+        else:
+            self.disks[node].kill()
+        self.pumps[node].stop()
         await self.logs.pop(node).stop()
+
+    def _open(self, node: str) -> RaftJournal:
+        """Its journal, in a new life."""
+        pump = self.pumps[node] = SlowPump(self.loop, random.Random(self.rng.random()), sync_s=self._sync_s)
+        disk = self.disks[node]
+        journal = self.journals[node] = RaftJournal(
+            disk, DurableJournal(disk, SMALL, new_id=lambda: node.encode().ljust(16)), lambda: pump
+        )
+        return journal
 
     def leader(self) -> str | None:
         """Who leads the highest term."""

@@ -2,12 +2,13 @@
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
 
 from cluster.replication.guard import Guard
 from cluster.replication.raft import RaftLog
-from tests.simulation.replicas import NODES, Cluster, NoGuard, StockRaftLog
+from tests.simulation.replicas import NODES, Cluster, ForgetfulRaftLog, HastyRaftLog, NoGuard, StockRaftLog, VainRaftLog
 from tests.simulation.virtual import VirtualLoop, run
 
 ROUNDS = 4
@@ -25,13 +26,18 @@ async def chaos(cluster: Cluster) -> list[str]:
             if rng.random() < 0.5:
                 await asyncio.sleep(rng.uniform(0, 0.004))
         leader = cluster.leader()
-        disaster = rng.choice(("kill the leader", "kill the leader", "cut it off", "cut one link", "none"))
+        disaster = rng.choice(
+            ("kill the leader", "kill the leader", "cut it off", "cut one link", "none", "no power", "no power for two")
+        )
         if leader is not None and disaster == "kill the leader":
             await cluster.kill(leader)
         elif leader is not None and disaster == "cut it off":
             for other in NODES:
                 if other != leader:
                     cluster.network.cut(leader, other)
+        elif disaster.startswith("no power"):
+            for node in NODES if disaster == "no power" else rng.sample(NODES, 2):
+                await cluster.kill(node, power=True)
         elif disaster == "cut one link":
             cluster.network.cut(*rng.sample(NODES, 2))
         await asyncio.sleep(rng.uniform(0, 1.5))
@@ -49,12 +55,12 @@ async def chaos(cluster: Cluster) -> list[str]:
 
 
 def lived_through(
-    seed: int, log_type: type[RaftLog] = RaftLog, guard_type: type[Guard] = Guard, *, unruly: bool = False
+    seed: int, log_type: type[RaftLog] = RaftLog, guard_type: type[Guard] = Guard, **how: Any
 ) -> tuple[Cluster, list[str]]:
     """One life of a cluster, and what was wrong with it."""
 
     async def main(loop: VirtualLoop, rng: random.Random) -> tuple[Cluster, list[str]]:
-        cluster = Cluster(loop, rng, log_type=log_type, guard_type=guard_type, unruly=unruly)
+        cluster = Cluster(loop, rng, log_type=log_type, guard_type=guard_type, **how)
         return cluster, await chaos(cluster)
 
     return run(seed, main)
@@ -79,10 +85,33 @@ def test_without_the_guard_it_is_lost(log_type: type[RaftLog], unruly: bool) -> 
     pytest.fail(f"no loss found with the seeds {seeds}: these tests prove nothing")
 
 
+SLOW_S = (0.005, 0.06)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_nothing_acknowledged_is_lost_on_slow_disks(seed: int) -> None:
+    _cluster, found = lived_through(seed, sync_s=SLOW_S)
+    assert not found, f"seed {seed}: {found}"
+
+
+@pytest.mark.parametrize(
+    ("log_type", "violation"),
+    [(HastyRaftLog, "acknowledged"), (VainRaftLog, "acknowledged"), (ForgetfulRaftLog, "leaders")],
+)
+def test_words_that_leave_before_the_disk_holds_them_are_noticed(log_type: type[RaftLog], violation: str) -> None:
+    seeds = range(600)
+    for seed in seeds:
+        _cluster, found = lived_through(seed, log_type, sync_s=SLOW_S)
+        if any(violation in one for one in found):
+            return
+    pytest.fail(f"nothing found with the seeds {seeds}: these tests prove nothing")
+
+
 def test_the_disasters_happen() -> None:
     lives = [lived_through(seed, unruly=True)[0] for seed in range(10)]
     assert sum(len(cluster.leaders) for cluster in lives) > 2 * len(lives)
     assert sum(len(cluster.acknowledged) for cluster in lives) > 10 * len(lives)
+    assert sum(cluster.powerless for cluster in lives) > len(lives)
     assert sum(cluster.network.lost for cluster in lives) > 0
     assert sum(cluster.network.repeated for cluster in lives) > 0
 

@@ -6,20 +6,23 @@ been mended may be a guard that is no longer needed, or one that now does harm.
 
 import inspect
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pysyncobj.pickle
 import pytest
 from pysyncobj import FAIL_REASON, SyncObj, SyncObjConf, syncobj
 from pysyncobj.config import SERIALIZER_STATE
-from pysyncobj.journal import FileJournal, Journal, MemoryJournal, MetaStorer
+from pysyncobj.journal import Journal
 from pysyncobj.node import Node
 from pysyncobj.serializer import Serializer
 from pysyncobj.transport import Transport
 
 from cluster.replication import raft
 from cluster.replication.guard import Guard
+from cluster.replication.journal import JournalHandlers
+from cluster.replication.raft_journal import RaftJournal
+from cluster.replication.settings import RaftSettings
+from tests.simulation.pumps import instant_journal
 
 METHODS = {
     "_SyncObj__applyLogEntries": "(self)",
@@ -145,8 +148,7 @@ def test_a_journal_has_the_methods_of_our_protocol() -> None:
     def of(kind: type) -> set[str]:
         return {name for name in vars(kind) if inspect.isfunction(vars(kind)[name]) and name != "__init__"}
 
-    assert of(raft.Journal) - {"__subclasshook__"} == of(Journal)
-    assert of(MetaStorer) == {"getMeta", "storeMeta", "getPath"}
+    assert of(Journal) <= of(RaftJournal)
     assert of(Serializer) == {
         "checkSerializing",
         "serialize",
@@ -174,25 +176,30 @@ class NoTransport:
         return True
 
 
+def _nothing(*_: object) -> None:
+    pass
+
+
 def replica(journal: Any) -> tuple[raft.Replica, NoTransport, list[bytes]]:
     transport, applied = NoTransport(), []
     peers = [raft._Peer("n2", 1), raft._Peer("n3", 2)]
     node = raft.Replica(
         node=raft._Peer("n1", 0),
         peers=peers,
-        adapter=raft._Adapter(transport),  # type: ignore[arg-type]
+        transport=transport,  # type: ignore[arg-type]
         journal=journal,
         guard=Guard(),
         apply=applied.append,
-        settings=raft.RaftSettings(),
+        settings=RaftSettings(),
     )
+    journal.start(JournalHandlers(durable=_nothing, full=_nothing, room=_nothing, fatal=_nothing))
     for peer in peers:
         node.connect(peer)
     return node, transport, applied
 
 
 def test_its_constructor_takes_the_journal_it_is_given() -> None:
-    journal = MemoryJournal()
+    journal = instant_journal()
     journal.add(b"\1", 1, 0)
     journal.add(b"\0command", 2, 3)
     journal.setCurrentTerm(5, "n2")
@@ -206,7 +213,7 @@ def test_its_constructor_takes_the_journal_it_is_given() -> None:
 
 
 def test_an_empty_journal_gets_the_first_entry_of_every_log() -> None:
-    journal = MemoryJournal()
+    journal = instant_journal()
     replica(journal)[0].destroy()
     assert journal[:] == [(b"\1", 1, 0)]
 
@@ -215,7 +222,7 @@ def test_it_opens_neither_pipe_nor_thread_nor_file(monkeypatch: pytest.MonkeyPat
     for name in ("PipeNotifier", "TCPTransport"):
         monkeypatch.setattr(syncobj, name, None)
     monkeypatch.setattr(syncobj.threading, "Thread", None)
-    node, *_ = replica(MemoryJournal())
+    node, *_ = replica(instant_journal())
     assert not hasattr(node, "_SyncObj__pipeNotifier")
     node.doTick()
     node.destroy()
@@ -228,7 +235,7 @@ def test_what_is_in_the_log_is_never_unpickled(monkeypatch: pytest.MonkeyPatch) 
         raise AssertionError(f"unpickled {data!r}")
 
     monkeypatch.setattr(pysyncobj.pickle, "loads", loads)
-    node, _transport, applied = replica(MemoryJournal())
+    node, _transport, applied = replica(instant_journal())
     entries = [(bytes([kind]) + b"x", 2 + kind, 2) for kind in range(6)]
     node.receive(node._peers[0], 2, append(1, 0, entries, commit_index=7))
     node.doTick()
@@ -238,7 +245,7 @@ def test_what_is_in_the_log_is_never_unpickled(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_pieces_of_snapshots_go_nowhere(caplog: pytest.LogCaptureFixture) -> None:
-    node, _transport, _applied = replica(MemoryJournal())
+    node, _transport, _applied = replica(instant_journal())
     message = {"type": "append_entries", "term": 2, "commit_index": 9, "serialized": (b"x", True, True)}
     node.receive(node._peers[0], 2, message)
     assert "refused a piece of a snapshot" in caplog.text
@@ -246,37 +253,8 @@ def test_pieces_of_snapshots_go_nowhere(caplog: pytest.LogCaptureFixture) -> Non
     node.destroy()
 
 
-def test_term_and_vote_are_ours_on_disk_and_entries_outlive_the_process(tmp_path: Path) -> None:
-    journal = raft.file_journal(tmp_path)()
-    journal.add(b"\1", 1, 0)
-    journal.add(b"\0one", 2, 3)
-    journal.add(b"\0two", 3, 3)
-    journal.deleteEntriesFrom(2)
-    journal.setCurrentTerm(4, "n3")
-    journal.setRaftCommitIndex(2)
-    journal.onOneSecondTimer()
-    journal._destroy()
-    assert {path.name for path in tmp_path.iterdir()} == {"journal.bin", "term.json"}
-    assert b"pickle" not in (tmp_path / "term.json").read_bytes()
-    again = raft.file_journal(tmp_path)()
-    assert isinstance(again, FileJournal)
-    assert again[:] == [(b"\1", 1, 0), (b"\0one", 2, 3)]
-    assert (again.getCurrentTerm(), again.getVotedForNodeId()) == (4, "n3")
-    assert again.getRaftCommitIndex() == 1
-    again._destroy()
-
-
-def test_the_pickled_file_of_its_own_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pysyncobj.journal, "loads", None)
-    monkeypatch.setattr(pysyncobj.journal, "dumps", None)
-    (tmp_path / "journal.bin.meta").write_bytes(b"\x80\x02}q\x00.")
-    journal = raft.file_journal(tmp_path)()
-    journal.setCurrentTerm(1, None)
-    journal._destroy()
-
-
 def test_a_command_waits_in_its_queue_until_a_turn_and_is_sent_by_us() -> None:
-    node, transport, applied = replica(MemoryJournal())
+    node, transport, applied = replica(instant_journal())
     peer = node._peers[0]
     lead(node, peer)
     transport.messages.clear()
@@ -313,7 +291,7 @@ def test_a_leader_commits_what_a_majority_holds(terms: list[int], held: list[int
     """And in the same ticks as pysyncobj would; it counts entry by entry."""
     outcomes = []
     for counting in (raft.Replica.turn, raft.Replica.doTick):
-        journal = MemoryJournal()
+        journal = instant_journal()
         node, _transport, _applied = replica(journal)
         for index, term in enumerate(terms, start=2):
             journal.add(b"\1", index, term)
@@ -332,7 +310,7 @@ def test_a_leader_commits_what_a_majority_holds(terms: list[int], held: list[int
 
 
 def test_what_waits_when_leadership_is_lost_is_not_forwarded() -> None:
-    node, transport, _applied = replica(MemoryJournal())
+    node, transport, _applied = replica(instant_journal())
     lead(node, node._peers[0])
     reasons: list[int] = []
     node._applyCommand(b"x", lambda _result, reason: reasons.append(reason), raft._REGULAR)

@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 from pysyncobj import FAIL_REASON
-from pysyncobj.journal import MemoryJournal
 
 from cluster.replication import raft
 from cluster.replication.guard import LogDiverged, Message
+from cluster.replication.journal import DurableJournal, JournalSettings
 from cluster.replication.log import Leadership, NotProposed, ProposalUnknown
-from cluster.replication.raft import RaftLog, RaftSettings
+from cluster.replication.raft import RaftLog
+from cluster.replication.raft_journal import RaftJournal
+from cluster.replication.segments import SegmentSettings
+from cluster.replication.settings import RaftSettings
 from cluster.replication.transport import Handlers
+from tests.simulation.disk import ManualPump, SimulatedDisk
 from tests.simulation.network import Network
+from tests.simulation.pumps import instant_journal
 from tests.simulation.replicas import NODES, Cluster, Recorder
 from tests.simulation.virtual import VirtualLoop, run
 
@@ -29,6 +34,7 @@ class ByHand:
         self.handlers: Handlers | None = None
         self.frame_bytes_max = 2**30
         self.stopped = False
+        self.peers = frozenset({"n2", "n3"})
 
     async def start(self, handlers: Handlers) -> None:
         self.handlers = handlers
@@ -40,7 +46,7 @@ class ByHand:
         return True
 
     def connected(self) -> frozenset[str]:
-        return frozenset({"n2", "n3"})
+        return self.peers
 
     async def stop(self) -> None:
         self.stopped = True
@@ -58,7 +64,7 @@ class Alone:
         self.machine = Recorder()
         self.told: list[Leadership] = []
         self.fatal: list[BaseException] = []
-        self.journal = MemoryJournal() if journal is None else journal
+        self.journal = instant_journal() if journal is None else journal
         self.log = RaftLog(
             node="n1",
             peers=["n2", "n3"],
@@ -178,7 +184,9 @@ def test_one_vote_that_arrives_twice_elects_nobody() -> None:
 
     async def main(loop: VirtualLoop, rng: random.Random) -> None:
         transport = ByHand()
-        log = RaftLog(node="n1", peers=["n2", "n3", "n4", "n5"], transport=transport, journal=MemoryJournal, clock=loop)
+        log = RaftLog(
+            node="n1", peers=["n2", "n3", "n4", "n5"], transport=transport, journal=instant_journal, clock=loop
+        )
         await log.start(Recorder(), lambda _now: None)
         while not transport.said("request_vote"):  # noqa: ASYNC110 - virtual time costs nothing
             await asyncio.sleep(0.01)
@@ -333,7 +341,7 @@ def test_a_stale_denial_does_not_send_it_forward_again() -> None:
 
 
 def test_a_long_log_is_replayed_in_slices_and_heartbeats_are_answered_meanwhile() -> None:
-    journal = MemoryJournal()
+    journal = instant_journal()
     journal.add(b"\1", 1, 0)
     for index in range(2, 5002):
         journal.add(b"\0x", index, 1)
@@ -352,7 +360,7 @@ def test_a_long_log_is_replayed_in_slices_and_heartbeats_are_answered_meanwhile(
 
 def test_large_commands_make_small_slices() -> None:
     """A command holds many things to do; a node that is busy with a thousand of them votes for nobody meanwhile."""
-    journal = MemoryJournal()
+    journal = instant_journal()
     journal.add(b"\1", 1, 0)
     for index in range(2, 62):
         journal.add(b"\0" + bytes(999), index, 1)
@@ -372,15 +380,12 @@ def test_large_commands_make_small_slices() -> None:
 # The end.
 
 
-def test_a_journal_that_cannot_be_written_stops_the_node() -> None:
-    class Full(MemoryJournal):  # type: ignore[misc]
-        def add(self, command: bytes, idx: int, term: int) -> None:
-            if idx > 2:
-                raise OSError(28, "no space left on device")
-            super().add(command, idx, term)
+def test_a_sync_that_fails_stops_the_node() -> None:
+    disk = SimulatedDisk(random.Random(1))
 
     async def scenario(node: Alone) -> None:
         await node.lead()
+        disk.fail_at = dict.fromkeys(range(disk.calls + 1, disk.calls + 10), 5)
         with pytest.raises(ProposalUnknown):
             await node.log.propose(b"x")
         await asyncio.sleep(0.01)
@@ -391,7 +396,154 @@ def test_a_journal_that_cannot_be_written_stops_the_node() -> None:
         await asyncio.sleep(2.0)
         assert len(node.transport.sent) == before
 
-    alone(scenario, journal=Full())
+    alone(scenario, journal=instant_journal(disk))
+
+
+class Disks:
+    """n1's disk, whose writer is the test."""
+
+    def __init__(self) -> None:
+        self.disk = SimulatedDisk(random.Random(1))
+        self.pump = ManualPump()
+        settings = JournalSettings(segments=SegmentSettings(preallocate_bytes=0))
+        self.journal = RaftJournal(self.disk, DurableJournal(self.disk, settings), lambda: self.pump)
+
+
+def test_a_vote_is_asked_for_and_given_once_it_is_durable() -> None:
+    disks = Disks()
+
+    async def scenario(node: Alone) -> None:
+        disks.pump.settle()
+        node.hear("n2", 1, type="request_vote", term=1, last_log_index=1, last_log_term=0)
+        await asyncio.sleep(0.01)
+        assert not node.transport.said("response_vote")
+        disks.pump.settle()
+        assert node.transport.said("response_vote") == [{"type": "response_vote", "term": 1}]
+        while node.log.leadership().term < 2:  # noqa: ASYNC110 - virtual time costs nothing
+            await asyncio.sleep(0.01)
+        assert not node.transport.said("request_vote")
+        disks.pump.settle()
+        assert [message["term"] for message in node.transport.said("request_vote")] == [2, 2]
+
+    alone(scenario, journal=disks.journal)
+
+
+async def _lead_by_hand(node: Alone, disks: Disks) -> None:
+    while not node.transport.said("request_vote"):
+        await asyncio.sleep(0.01)
+        disks.pump.settle()
+    node.hear("n2", 1, type="response_vote", term=1)
+    assert node.log.leadership().is_leader
+
+
+def test_a_leader_counts_itself_when_its_own_copy_is_durable() -> None:
+    disks = Disks()
+
+    async def scenario(node: Alone) -> None:
+        await _lead_by_hand(node, disks)
+        future = node.log.propose(b"x")
+        await asyncio.sleep(0.01)
+        node.acknowledge(4)
+        await asyncio.sleep(0.01)
+        assert not future.done()
+        disks.pump.settle()
+        assert await future == 1
+
+    alone(scenario, journal=disks.journal)
+
+
+def test_two_followers_are_a_majority_without_the_leader() -> None:
+    disks = Disks()
+
+    async def scenario(node: Alone) -> None:
+        await _lead_by_hand(node, disks)
+        future = node.log.propose(b"x")
+        await asyncio.sleep(0.01)
+        node.acknowledge(4)
+        node.acknowledge(4, "n3")
+        assert await future == 1
+
+    alone(scenario, journal=disks.journal)
+
+
+def test_what_a_follower_holds_it_says_once_that_is_durable() -> None:
+    disks = Disks()
+
+    async def scenario(node: Alone) -> None:
+        node.heartbeat()
+        disks.pump.settle()
+        node.transport.sent.clear()
+        node.heartbeat(entries=((b"\0x", 2, 1),))
+        await asyncio.sleep(0.01)
+        assert [message["success"] for message in node.transport.said("next_node_idx")] == [False]
+        disks.pump.settle()
+        assert [message["success"] for message in node.transport.said("next_node_idx")] == [False, True]
+
+    alone(scenario, journal=disks.journal)
+
+
+def test_no_more_is_taken_than_the_disk_can_keep_up_with() -> None:
+    disks = Disks()
+
+    async def scenario(node: Alone) -> None:
+        await _lead_by_hand(node, disks)
+        futures = [node.log.propose(bytes(100)) for _ in range(20)]
+        await asyncio.sleep(0.01)
+        with pytest.raises(NotProposed, match="does not keep up"):
+            await node.log.propose(b"one more")
+        disks.pump.settle()
+        assert node.log.propose(b"again").cancel()
+        assert any(future.done() for future in futures)
+
+    alone(scenario, journal=disks.journal, unsynced_bytes_max=1000)
+
+
+def test_a_leader_whose_disk_is_full_lets_another_lead_until_there_is_room() -> None:
+    disks = Disks()
+
+    async def scenario(node: Alone) -> None:
+        await _lead_by_hand(node, disks)
+        disks.pump.settle()
+        disks.disk.room = 0
+        opened = node.log.propose(bytes(9000))
+        await asyncio.sleep(0.01)
+        disks.pump.settle()
+        assert node.log.trouble is not None
+        assert not node.log.leadership().is_leader
+        assert node.transport.said("timeout_now")
+        with pytest.raises(ProposalUnknown):
+            await opened
+        node.transport.sent.clear()
+        await asyncio.sleep(3.0)
+        assert not node.transport.said("request_vote")
+        assert node.log.leadership().term == 1, "it does not campaign"
+        node.heartbeat(2, "n3")
+        assert not [message for message in node.transport.said("next_node_idx") if message["success"]]
+        disks.disk.room = None
+        disks.pump.settle()
+        assert node.log.trouble is None
+        assert [message["success"] for message in node.transport.said("next_node_idx")] == [True]
+        while not node.transport.said("request_vote"):
+            await asyncio.sleep(0.01)
+            disks.pump.settle()
+        assert not node.fatal
+
+    alone(scenario, journal=disks.journal)
+
+
+def test_nobody_is_handed_over_to_where_nobody_is() -> None:
+    async def scenario(node: Alone) -> None:
+        await node.lead()
+        node.log.propose(b"open").cancel()
+        handover = asyncio.get_running_loop().create_task(node.log.transfer())
+        await asyncio.sleep(0)
+        began_s = node.loop.time()
+        node.transport.peers = frozenset()
+        assert not await handover
+        assert node.loop.time() - began_s < 0.1
+        assert not await node.log.transfer()
+
+    alone(scenario)
 
 
 def test_logs_that_have_diverged_stop_the_node() -> None:
@@ -466,4 +618,4 @@ def test_a_transport_must_carry_the_largest_message() -> None:
     transport = ByHand()
     transport.frame_bytes_max = RaftSettings().message_bytes_max - 1
     with pytest.raises(AssertionError):
-        RaftLog(node="n1", peers=["n2"], transport=transport, journal=MemoryJournal)
+        RaftLog(node="n1", peers=["n2"], transport=transport, journal=instant_journal)
