@@ -49,8 +49,8 @@ class StockReplica(Replica):
     def _acknowledged(self, sender: Any, message: Message) -> None:
         self._SyncObj__onMessageReceived(sender, message)
 
-    def turn(self) -> None:
-        self.doTick()
+    def send_eagerly(self) -> None:
+        pass
 
     def tell_commits(self) -> None:
         pass
