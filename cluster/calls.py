@@ -27,6 +27,10 @@ class Unreachable(Exception):
     """No answer. Whether the request was heard is unknown."""
 
 
+class Unverified(Unreachable):
+    """Who answers could not prove to be who was asked for. Nothing was said to it, and asking again changes nothing."""
+
+
 class Answer(NamedTuple):
     """What came back. `body` is parsed JSON, or text when it was something else."""
 
@@ -76,7 +80,7 @@ class Caller:
         headers: Mapping[str, str] | None = None,
         within_s: float,
     ) -> Answer:
-        """One request to one URL. Raises `Unreachable` when no answer came within `within_s`."""
+        """One request to one URL. Raises `Unreachable` when no answer came within `within_s`, also `Unverified`."""
         assert self._session is not None, "used outside of its context"
         data = None if body is None else json.dumps(body).encode()
         wanted = {"Content-Type": "application/json", **(headers or {})} if data is not None else headers
@@ -98,6 +102,9 @@ class Caller:
                 return Answer(response.status, _parsed(text), _seconds(response.headers.get("Retry-After")))
         except TimeoutError as error:
             raise Unreachable(f"{url} did not answer within {within_s:g} s") from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            why = error.certificate_error
+            raise Unverified(f"{url} cannot prove who it is ({why}); --ca names the authority to trust") from error
         except (aiohttp.ClientError, OSError) as error:
             raise Unreachable(f"{url} cannot be reached: {error}") from error
 
@@ -131,6 +138,8 @@ class Caller:
             tries += 1
             try:
                 last = await self.once(method, url + path, body=body, headers=headers, within_s=min(try_s, left_s))
+            except Unverified:
+                raise
             except Unreachable as error:
                 last = error
             else:

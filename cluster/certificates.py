@@ -5,8 +5,8 @@ DIR/ca.pem, ca.key                      the authority; the key stays here, and g
 DIR/n1.pem, n1.key                      a node: both ends of the connections between nodes, and the API
 DIR/client-NAME.pem, .key               a client that shows it instead of a token
 DIR/participant-NAME.pem, .key          a participant's server
-DIR/token, secret                       what clients show to nodes, and what nodes share; random, for `token_file` and
-                                        `secret_file`
+DIR/token, secret, participant-token    what clients show to nodes, what nodes share, and what nodes show to
+                                        participants; random, for `token_file` and the like
 ```
 
 Every certificate says in a URI what it is for (`coordinator.tls.urn`), and its extended key usage agrees: no client can

@@ -49,9 +49,8 @@ def _make(arguments: argparse.Namespace, folder: Path) -> tuple[bool, Authority,
             f"{folder} holds the authority of cluster {authority.cluster}, not {arguments.cluster}; use another folder"
         )
     files = authority.issue(wanted, days=arguments.days, renew=arguments.renew)
-    if makes:
-        for name in ("token", "secret"):
-            make_secret(folder / name)
+    for name in (*(("token", "secret") if makes else ()), *(("participant-token",) if arguments.participant else ())):
+        make_secret(folder / name)
     token = folder / "token"
     return makes, authority, files, token if token.exists() else None
 
@@ -89,5 +88,6 @@ def _explain(
         print('\nNodes let clients in by certificate if their node.toml says, in [tls]: client_ca = "ca.pem"')
     for text in arguments.participant:
         stem = Kind.PARTICIPANT.file(text.partition("=")[0])
-        print(f"\nThe participant's server: --certificate {stem}.pem --key {stem}.key --coordinator-ca ca.pem")
-        print('In every node.toml, if it is not there: [participants] ca = "ca.pem"')
+        print(f"\nThe participant's server: --certificate {stem}.pem --key {stem}.key --ca ca.pem \\")
+        print("    --token-file token --caller-token-file participant-token")
+        print('In every node.toml: participant_token_file = "participant-token", and in [participants]: ca = "ca.pem"')

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
-from cluster.calls import Answer, Caller, Unreachable
+from cluster.calls import Answer, Caller, Unreachable, Unverified
 from cluster.cli import FAILED, OK, UNKNOWN, USAGE, complain, print_json
 from cluster.layout import read_running
 from cluster.process import ProcessTrouble
@@ -38,6 +38,8 @@ def _run(arguments: argparse.Namespace, work: Callable[[argparse.Namespace, Call
         return asyncio.run(run())
     except _Usage as error:
         return complain(error, USAGE)
+    except Unverified as error:
+        return complain(error, FAILED)
     except Unreachable as error:
         return complain(f"{error}; look at the cluster with `outlast status`", UNKNOWN)
 

@@ -170,6 +170,7 @@ def test_the_command_makes_a_cluster_and_says_what_to_put_where(
     assert [Path(each["certificate"]).name for each in answer["certificates"]] == ["n3.pem", "client-ann.pem"]
     said = run(capsys, folder, "--participant", "stock=s.example", "--client", "bob", "--days", 7)
     assert "participant-stock.pem" in said
+    assert (folder / "participant-token").exists()
     assert "client_ca" in said
     left = parsed(folder / "client-bob.pem").not_valid_after_utc - datetime.now(UTC)
     assert timedelta(days=6) < left <= timedelta(days=7)
