@@ -338,13 +338,7 @@ class SocketTransport:
             try:
                 async with asyncio.timeout(self.settings.connect_timeout_s):
                     if dials:
-                        _, link = await loop.create_connection(
-                            lambda: _Link(self, peer),
-                            host,
-                            port,
-                            ssl=self._ssl_client,
-                            server_hostname=None if self._ssl_client is None else peer,
-                        )
+                        link = await self._dial(peer)
                     else:
                         probe, _ = await loop.create_connection(asyncio.Protocol, host, port)
                         probe.abort()
@@ -366,6 +360,23 @@ class SocketTransport:
                         continue  # it was a good connection: find out at once whether the peer still lives
             await asyncio.sleep(pause_s * self._rng.uniform(0.5, 1.0))
             pause_s = min(pause_s * 2, self.settings.retry_s)
+
+    async def _dial(self, peer: str) -> "_Link":
+        host, port = self._addresses[peer]
+        link = _Link(self, peer)
+        try:
+            await asyncio.get_running_loop().create_connection(
+                lambda: link,
+                host,
+                port,
+                ssl=self._ssl_client,
+                server_hostname=None if self._ssl_client is None else peer,
+            )
+        except BaseException:
+            # Also when it is cut short, by `stop` or by the time limit.
+            link.give_up()
+            raise
+        return link
 
     # What links tell their transport.
 
@@ -507,6 +518,12 @@ class _Link(asyncio.Protocol):
             _log.warning("%s: closed the connection with %s: %s", self._owner.node, self._name(), why)
         if self._transport is not None:
             self._transport.abort()
+
+    def give_up(self) -> None:
+        """End a dial that was cut short: uvloop may have connected it, and then closes it without `connection_lost`."""
+        if self._transport is not None and not self.ended.is_set():
+            self.drop(None)
+            self.connection_lost(None)
 
     def _take_frames(self, data: bytes | bytearray) -> int:
         """Handle all whole frames; return where the rest begins."""

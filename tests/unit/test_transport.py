@@ -212,6 +212,43 @@ async def test_both_ends_hear_of_the_end_and_of_the_death(wire: Wire) -> None:
     await until(two.transport.connected)
 
 
+class Mute(asyncio.Transport):
+    """Closes without a word."""
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def write(self, data: Any) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("connect_timeout_s", "dials"), [(60.0, 1), (0.01, 3)])
+async def test_a_dial_that_is_cut_short_ends(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch, connect_timeout_s: float, dials: int
+) -> None:
+    links: list[Any] = []
+
+    async def as_uvloop_does(factory: Callable[[], asyncio.BaseProtocol], *_: object, **__: object) -> None:
+        """Connected already when it is cancelled, and `connection_lost` never comes."""
+        links.append(factory())
+        links[-1].connection_made(Mute())
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", as_uvloop_does)
+    two = await wire.start("n2", settings=TransportSettings(connect_timeout_s=connect_timeout_s))
+    await until(lambda: len(links) >= dials)
+    async with asyncio.timeout(LIMIT_S):
+        await wire.stop("n2")
+    assert all(link.ended.is_set() for link in links)
+    assert not two.told
+
+
 async def test_a_newer_connection_replaces_the_older(wire: Wire) -> None:
     one, _two = await connected(wire)
     _second = SocketTransport(
