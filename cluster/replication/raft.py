@@ -684,6 +684,8 @@ class RaftLog:
         """If this was the leader: elect another, the survivors one after the other."""
         if self._ended is not None or self._replica is None or self._replica._getLeader() != self._peers[peer]:
             return
+        if self._replica.last_index - self._replica.applied_index > self._settings.backlog_entries_max:
+            return  # the election timeout is still there, should nobody else win
         rank = sum(1 for id_ in self._peers if id_ != peer and id_ < self._node)
         self._replica.campaign_within(rank * self._settings.death_step_s)
         self._wake()

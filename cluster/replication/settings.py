@@ -21,7 +21,9 @@ class RaftSettings:
     election_step_s: float = 0.1
     """... and each further node this much later than the one before it: windows do not overlap."""
     death_step_s: float = 0.05
-    """When the leader's process is known to be dead, survivors campaign this far apart."""
+    """When the leader's process is known to be dead, survivors campaign this far apart ..."""
+    backlog_entries_max: int = 100
+    """... but for those that have more entries than this to apply: they could not act before it is done, others can."""
     leader_fallback_s: float = 1.0
     """A leader that has heard from no majority for this long no longer leads; what a follower leaves unanswered for
     this long is sent again."""
@@ -55,7 +57,7 @@ class RaftSettings:
         assert self.transfer_timeout_s > 0
         assert min(self.max_command_bytes, self.proposals_max, self.append_bytes_max) >= 1
         assert min(self.append_entries_max, self.apply_entries_max, self.apply_bytes_max) >= 1
-        assert self.unsynced_bytes_max >= 1
+        assert min(self.unsynced_bytes_max, self.backlog_entries_max) >= 1
 
     @property
     def message_bytes_max(self) -> int:

@@ -169,6 +169,25 @@ def test_a_dead_leaders_successor_does_not_wait_for_the_timeout(monkeypatch: pyt
     assert max(untold) < 1.0
 
 
+@pytest.mark.parametrize(("entries", "campaigns"), [(50, True), (5000, False)])
+def test_who_has_much_to_apply_lets_others_campaign_first(entries: int, campaigns: bool) -> None:
+    journal = instant_journal()
+    journal.add(b"\1", 1, 0)
+    for index in range(2, entries + 2):
+        journal.add(b"\0x", index, 1)
+
+    async def scenario(node: Alone) -> None:
+        node.heartbeat()
+        assert node.transport.handlers is not None
+        node.transport.handlers.refused("n2")
+        await asyncio.sleep(0.1)
+        assert bool(node.transport.said("request_vote")) == campaigns
+        # Later it does, or there might be no leader at all.
+        await asyncio.sleep(0.3)
+
+    assert alone(scenario, journal=journal).transport.said("request_vote")
+
+
 def test_the_death_of_a_follower_elects_nobody() -> None:
     async def scenario(node: Alone) -> None:
         node.heartbeat()
