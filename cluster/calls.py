@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 import aiohttp
 
-from coordinator.config import ConfigError
+from coordinator.config import ConfigError, is_loopback
 
 MAX_ANSWER_BYTES: Final = 16 << 20
 """A page of a thousand transactions is far below it."""
@@ -82,6 +83,9 @@ class Caller:
     ) -> Answer:
         """One request to one URL. Raises `Unreachable` when no answer came within `within_s`, also `Unverified`."""
         assert self._session is not None, "used outside of its context"
+        parts = urlsplit(url)
+        if self._token is not None and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            raise Unverified(f"{url}: a token goes beyond loopback only over TLS; use an https URL")
         data = None if body is None else json.dumps(body).encode()
         wanted = {"Content-Type": "application/json", **(headers or {})} if data is not None else headers
         try:

@@ -43,6 +43,7 @@ The client imports nothing of a node, keeps no state but its connections, and be
 """
 
 import asyncio
+import ipaddress
 import json
 import os
 import random
@@ -207,6 +208,9 @@ class Client:
         if token is not None:
             if not token or not token.isascii() or not token.isprintable() or " " in token:
                 raise ValueError("a token is printable ASCII without spaces")
+            exposed = [url for url in self._nodes if url.startswith("http://") and not _is_loopback(url)]
+            if exposed:
+                raise ValueError(f"a token goes beyond loopback only over TLS: use the https URL of {exposed[0]}")
             self._headers["Authorization"] = f"Bearer {token}"
         if (certificate is None) != (key is None):
             raise ValueError("certificate and key go together")
@@ -513,6 +517,14 @@ def _node_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not host or port == 0 or extra:
         raise ValueError(f"{url!r} is not a node's URL, such as http://127.0.0.1:7401")
     return url.rstrip("/")
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _valid_key(key: str) -> str:

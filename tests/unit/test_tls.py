@@ -15,6 +15,7 @@ import msgpack
 import pytest
 from aiohttp import web
 
+from cluster.calls import Caller, Unverified
 from cluster.replication.door import TlsDoor
 from cluster.replication.guard import Message
 from cluster.replication.transport import Handlers, SocketTransport, TransportSettings
@@ -642,6 +643,17 @@ async def test_the_token_does_not_leave_in_plain_text() -> None:
         for url in ("http://192.0.2.1:80", "http://stock.invalid"):
             with pytest.raises(PostFailed, match="only over TLS"):
                 await aborted(made, url)
+
+
+async def test_nor_does_that_of_a_client() -> None:
+    for url in ("http://192.0.2.1:80", "http://n1.invalid"):
+        with pytest.raises(ValueError, match="only over TLS"):
+            Client([url], token=TOKEN)
+        async with Caller([url], token=TOKEN) as caller:
+            with pytest.raises(Unverified, match="only over TLS"):
+                await caller.anywhere("GET", "/v1/cluster", within_s=20)
+    Client(["http://127.0.0.1:1", "http://localhost:1", "https://n1.invalid"], token=TOKEN)
+    Client(["http://192.0.2.1:80"])
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "stock.invalid"])
