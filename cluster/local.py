@@ -446,7 +446,8 @@ class LocalCluster:
         leaders = [
             Leader(node=node, url=self.url(node), epoch=answer.get("epoch") or 0)
             for node, answer in zip(asked, answers, strict=True)
-            if answer is not None and answer.get("role") == "leader"
+            # Ready: past its barrier. Before, it shows the epoch of the leader before it.
+            if answer is not None and answer.get("role") == "leader" and answer.get("ready")
         ]
         return max(leaders, key=lambda leader: leader.epoch, default=None)
 
