@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from coordinator import rendering
 from coordinator.codec import MAX_NESTING, nested_too_deeply
 from coordinator.config import Limits, Timing
 from participants.server import Participant
@@ -193,6 +194,32 @@ async def test_pages_newest_first_with_a_filter(shop: RunningNode, scripted: Scr
     assert [txn["gid"] for txn in aborted["transactions"]] == [gids[6], gids[3], gids[0]]
     assert aborted["next"] is None
     assert (await shop.call("GET", "/v1/transactions?state=preparing")).json == {"transactions": [], "next": None}
+
+
+async def test_others_get_their_turn_while_a_long_page_is_made(
+    shop: RunningNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gids = [(await shop.submit("stock")).json["gid"] for _ in range(5)]
+    whole = (await shop.call("GET", "/v1/transactions")).json
+    turns, rendered = [0], []
+    render = rendering.transaction
+
+    async def count() -> None:
+        while True:
+            turns[0] += 1
+            await asyncio.sleep(0)
+
+    def noted(*arguments: Any) -> dict[str, Any]:
+        rendered.append(turns[0])
+        return render(*arguments)
+
+    monkeypatch.setattr("coordinator.api._ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(rendering, "transaction", noted)
+    counting = asyncio.create_task(count())
+    page = (await shop.call("GET", "/v1/transactions")).json
+    counting.cancel()
+    assert [txn["gid"] for txn in page["transactions"]] == [txn["gid"] for txn in whole["transactions"]] == gids[::-1]
+    assert len(set(rendered)) == 3
 
 
 @pytest.mark.parametrize(

@@ -448,6 +448,28 @@ def test_pages_of_one_state(bench, state, gids):
     assert [gid for page in pages(bench.ledger, state=state, limit=1, scan=100) for gid in page] == gids
 
 
+@ANY
+@given(
+    dates=st.lists(
+        st.tuples(*[st.integers(-(2**63), 2**64 - 1) | st.integers(-200, 200)] * 3, st.sampled_from(Decision)),
+        max_size=8,
+    )
+)
+def test_the_state_of_what_has_ended_is_seen_without_unpacking_it(dates):
+    bench = Bench()
+    for n, (began_at, decided_at, ended_at, which) in enumerate(dates):
+        gid = f"m-1-{n}"
+        bench.do(begun(gid), at=began_at)
+        bench.do(decision(gid, which), at=decided_at)
+        bench.do(Ended(gid=gid), at=ended_at)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("coordinator.ledger._unpack", lambda _cluster, number, _packed: number)
+        for which, state in ((Decision.COMMIT, State.COMMITTED), (Decision.ABORT, State.ABORTED)):
+            found, _ = bench.ledger.page(state=state, after=None, limit=100, scan=100)
+            wanted = [number(f"m-1-{n}") for n, (*_, decided) in enumerate(dates) if decided is which]
+            assert found == wanted[::-1]
+
+
 # ------------------------------------------------------------------------------------------------ snapshots
 
 
