@@ -22,6 +22,7 @@ from coordinator.codec import JSON_TYPE, json_bytes
 from coordinator.config import NodeConfig
 from coordinator.driver import Driver
 from coordinator.errors import (
+    BadRequest,
     NoLeader,
     NotFound,
     NotLeader,
@@ -338,6 +339,9 @@ class Api:
                 return await request.read()
         except TimeoutError as error:
             raise SlowBody(f"the body must arrive within {_BODY_WITHIN_S:g} s; nothing was done") from error
+        except ConnectionError as error:
+            # Nobody is there to hear it; but it is no defect of this node either, and none must be logged.
+            raise BadRequest("the connection ended before the body did") from error
 
     def _patience_s(self, request: web.Request, own_s: float) -> float:
         """How long to wait: `own_s`, or what is left of it on the node that passed the request on."""

@@ -221,6 +221,8 @@ class Participant:
         except TimeoutError as error:
             detail = f"the body must arrive within {self._settings.body_within_s} s"
             raise Problem(408, "slow_body", detail) from error
+        except (ConnectionError, web.RequestPayloadError) as error:
+            raise Problem(400, "malformed", "the body could not be read: it breaks off, or is badly encoded") from error
 
     # --------------------------------------------------------------------------------------------- messages
 

@@ -4,12 +4,14 @@ import asyncio
 import gzip
 import io
 import json
+import logging
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -452,6 +454,30 @@ async def test_a_body_that_trickles_in_is_cut_off(shop: RunningNode, monkeypatch
     head = await reader.readuntil(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 ")
     writer.close()
+
+
+async def test_who_hangs_up_within_a_body_is_no_defect(
+    shop: RunningNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, ends = [0], list[type[BaseException]]()
+    read = web.Request.read
+
+    async def noted(request: web.Request) -> bytes:
+        begun[0] += 1
+        try:
+            return await read(request)
+        except BaseException as error:
+            ends.append(type(error))
+            raise
+
+    monkeypatch.setattr(web.Request, "read", noted)
+    _, writer = await asyncio.open_connection("127.0.0.1", int(shop.url.rpartition(":")[2]))
+    writer.write(b"POST /v1/transactions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    await eventually(lambda: begun[0])
+    writer.close()
+    await eventually(lambda: ends)
+    assert issubclass(ends[0], ConnectionError)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_a_packed_body_is_bounded_by_what_it_unpacks_to(shop: RunningNode) -> None:

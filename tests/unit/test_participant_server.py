@@ -252,6 +252,35 @@ async def test_a_body_that_never_ends_is_given_up():
         await writer.wait_closed()
 
 
+async def test_a_body_that_breaks_off_or_is_badly_packed_is_malformed(monkeypatch, caplog):
+    begun, ends = [0], []
+    read = web.Request.read
+
+    async def noted(request):
+        begun[0] += 1
+        try:
+            return await read(request)
+        except BaseException as error:
+            ends.append(type(error))
+            raise
+
+    monkeypatch.setattr(web.Request, "read", noted)
+    async with serving() as caller:
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        async with caller.session.post(caller.url + "/prepare", data=b"{}", headers=headers) as response:
+            assert (response.status, (await response.json(content_type=None))["code"]) == (400, "malformed")
+        caplog.clear()
+        _, writer = await asyncio.open_connection("127.0.0.1", caller.participant.port)
+        writer.write(
+            b"POST /prepare HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{"
+        )
+        await until(lambda: begun[0] == 2)
+        writer.close()
+        await until(lambda: len(ends) == 2)
+    assert issubclass(ends[1], ConnectionError)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     value=st.recursive(
