@@ -413,6 +413,7 @@ class Driver:
     async def start(self) -> None:
         """Begin to take part."""
         self._ledger.on_applied = self.applied
+        self._ledger.on_restored = self.restored
         await self._log.start(self._ledger, self._leadership)
         self._housekeep()
 
@@ -541,6 +542,16 @@ class Driver:
                 case _:
                     if txn is not None:
                         self._advanced(txn)
+
+    def restored(self) -> None:
+        """A snapshot has taken the place of the ledger's state: whoever waits may have been passed by."""
+        self._step_down()  # a leader is never behind; should it be, what it drives is not what is
+        for waiters in (self._decided_waiters, self._ended_waiters):
+            for gid in list(waiters):
+                txn = self._ledger.get(gid)
+                if txn is None or (txn.decision if waiters is self._decided_waiters else txn.ended_at) is not None:
+                    _resolve(waiters, gid)
+        self._wake_leadership_waiters()
 
     def _advanced(self, txn: Transaction) -> None:
         if txn.decision is not None:

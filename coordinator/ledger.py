@@ -32,9 +32,10 @@ walk them. The table is keyed by gid number and ordered by it, because transacti
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
 from typing import Any, Final
 
 import msgpack
@@ -63,6 +64,8 @@ _log = logging.getLogger(__name__)
 
 COMMAND_VERSION: Final = 1
 STATE_VERSION: Final = 1
+ROWS_PER_PIECE: Final = 1000
+"""Of a snapshot: a piece is encoded in about a millisecond, in which the event loop has no turn."""
 
 ENTRIES: Final = RecordCodec(
     {
@@ -164,6 +167,8 @@ class Ledger:
     def __init__(self, cluster: str, on_applied: Callable[[list[Applied]], None] | None = None) -> None:
         self.cluster = cluster
         self.on_applied = on_applied
+        self.on_restored: Callable[[], None] | None = None
+        """Called when a snapshot has taken the place of the state, on a node that was far behind."""
         self.epoch = 0
         self.leader: str | None = None
         """The node that took over last; of the last epoch applied here, not necessarily today's."""
@@ -407,46 +412,64 @@ class Ledger:
 
     # -------------------------------------------------------------------------------------------- snapshots
 
-    def snapshot(self) -> Callable[[], bytes]:
-        """Freeze now, encode later, on any thread: all that is held is immutable, so shallow copies are enough."""
-        epoch, leader, floor = self.epoch, self.leader, self.floor
-        participants, keys = list(self.participants.values()), dict(self.keys)
+    def snapshot(self) -> Callable[[], Iterator[bytes]]:
+        """Freeze now, encode later, on any thread: all that is held is immutable, so shallow copies are enough.
+
+        Keys are not among it: each transaction knows its own.
+        """
+        head = [
+            STATE_VERSION,
+            self.cluster,
+            self.epoch,
+            self.leader,
+            self.floor,
+            [RECORDS.to_plain(participant) for participant in self.participants.values()],
+            len(self._table),
+        ]
         table, unfinished = dict(self._table), dict(self.unfinished)
 
-        def encode() -> bytes:
-            rows = [
-                [number, packed if packed is not None else RECORDS.to_plain(unfinished[number])]
-                for number, packed in table.items()
-            ]
-            plain = [
-                STATE_VERSION,
-                self.cluster,
-                epoch,
-                leader,
-                floor,
-                [RECORDS.to_plain(participant) for participant in participants],
-                keys,
-                rows,
-            ]
-            encoded: bytes = msgpack.packb(plain)
-            return encoded
+        def encode() -> Iterator[bytes]:
+            yield msgpack.packb(head)
+            rows = iter(table.items())
+            while some := list(islice(rows, ROWS_PER_PIECE)):
+                yield msgpack.packb(
+                    [
+                        [number, packed if packed is not None else RECORDS.to_plain(unfinished[number])]
+                        for number, packed in some
+                    ]
+                )
 
         return encode
 
-    def restore(self, state: bytes) -> None:
-        """Become what `snapshot` froze. Raises `Malformed`, before anything has changed."""
+    def restore(self, pieces: Iterable[bytes]) -> Callable[[], object]:
+        """Decode what `snapshot` froze; what is returned puts it in place. Raises `Malformed`, and changes nothing."""
         try:
-            version, cluster, epoch, leader, floor, participants, keys, rows = msgpack.unpackb(state)
+            parts = iter(pieces)
+            version, cluster, epoch, leader, floor, participants, count = msgpack.unpackb(next(parts, b""))
             if version != STATE_VERSION or cluster != self.cluster:
                 raise Malformed("of another version, or of another cluster")
-            if not all(type(number) is int for number in (epoch, floor, *keys.values())):
+            if not all(type(number) is int for number in (epoch, floor, count)):
                 raise Malformed("something else where a number should be")
             names = _restored_participants(participants)
-            table, unfinished = _restored_table(rows)
+            table: dict[int, bytes | None] = {}
+            unfinished: dict[int, Transaction] = {}
+            keys: dict[str, int] = {}
+            for part in parts:
+                _restore_rows(msgpack.unpackb(part), table, unfinished, keys)
+            if len(table) != count:
+                raise Malformed(f"{len(table)} transactions where {count} should be")
         except (ValueError, TypeError, AttributeError, msgpack.exceptions.UnpackException) as error:
             raise Malformed(f"not a state: {error}") from error
-        self.epoch, self.leader, self.floor = epoch, leader, floor
-        self.participants, self.keys, self._table, self.unfinished = names, keys, table, unfinished
+
+        def put() -> object:
+            replaced = self.participants, self.keys, self._table, self.unfinished
+            self.epoch, self.leader, self.floor = epoch, leader, floor
+            self.participants, self.keys, self._table, self.unfinished = names, keys, table, unfinished
+            if self.on_restored is not None:
+                self.on_restored()
+            return replaced
+
+        return put
 
     def fork(self) -> "Ledger":
         """An independent copy, without a listener: for models that walk many futures of one state."""
@@ -464,20 +487,25 @@ def _restored_participants(plain: Any) -> dict[str, Participant]:
     return {participant.name: participant for participant in participants}
 
 
-def _restored_table(rows: Any) -> tuple[dict[int, bytes | None], dict[int, Transaction]]:
-    table: dict[int, bytes | None] = {}
-    unfinished: dict[int, Transaction] = {}
+def _restore_rows(
+    rows: Any, table: dict[int, bytes | None], unfinished: dict[int, Transaction], keys: dict[str, int]
+) -> None:
     for number, row in rows:
         if type(number) is not int:
             raise Malformed("something else where a number should be")
         if isinstance(row, bytes):
             table[number] = row
-            continue
-        txn = RECORDS.from_plain(row)
-        if not isinstance(txn, Transaction):
-            raise Malformed("something else among the transactions")
-        table[number], unfinished[number] = None, txn
-    return table, unfinished
+            key = msgpack.unpackb(row)[_KEY]
+        else:
+            txn = RECORDS.from_plain(row)
+            if not isinstance(txn, Transaction):
+                raise Malformed("something else among the transactions")
+            table[number], unfinished[number] = None, txn
+            key = txn.key
+        if key is not None:
+            if type(key) is not str:
+                raise Malformed("something else where a key should be")
+            keys[key] = number
 
 
 # ------------------------------------------------------------------------------------------------ ended, packed
@@ -491,6 +519,8 @@ _INTEGER_BYTES: Final = bytes(
     {0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9}.get(first, 1) for first in range(256)
 )
 """Length of a packed integer, by its first byte. Small ones, and nil, are that byte alone."""
+_KEY: Final = 7
+"""Where the key stands in a row."""
 _VOTES: Final = (None, VoteKind.PREPARED, VoteKind.READ_ONLY, VoteKind.REFUSED)
 
 

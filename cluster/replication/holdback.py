@@ -23,6 +23,7 @@ from cluster.replication.guard import Message
 
 VOTES: Final = frozenset({"request_vote", "response_vote"})
 ACKNOWLEDGEMENT: Final = "next_node_idx"
+CAUGHT_UP: Final = "snapshot_got"
 
 
 class Durability(Protocol):
@@ -98,7 +99,7 @@ class HoldBack:
     def needs(self, message: Message) -> int:
         """The position that must be durable before this may be said."""
         kind = message["type"]
-        if kind in VOTES:
+        if kind in VOTES or (kind == CAUGHT_UP and message["done"]):
             return self._journal.position
         if kind != ACKNOWLEDGEMENT or not message["success"]:
             return 0

@@ -11,7 +11,7 @@ its owner who leads. It promises three things and no more:
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,12 +50,19 @@ class StateMachine(Protocol):
         """Apply one committed command and return what its proposer wants to know."""
         ...
 
-    def snapshot(self) -> Callable[[], bytes]:
-        """Freeze the state now, cheaply; the returned function encodes it and may run on another thread."""
+    def snapshot(self) -> Callable[[], Iterator[bytes]]:
+        """Freeze the state now, cheaply; the returned function encodes it, piece by piece, on another thread.
+
+        Pieces are neither empty nor large: each is made in one go, and the event loop may have to wait for it.
+        """
         ...
 
-    def restore(self, state: bytes) -> None:
-        """Replace the state by what an earlier `snapshot` encoded."""
+    def restore(self, pieces: Iterable[bytes]) -> Callable[[], object]:
+        """Make a state of what an earlier `snapshot` encoded, perhaps on another thread, and change nothing yet.
+
+        The returned function puts it in place, on the event loop, and returns what it replaces: letting go of that may
+        take time. May raise anything if the pieces are not what `snapshot` made.
+        """
         ...
 
 

@@ -12,7 +12,7 @@ when they change. What we put in the place of its own:
 | counting who holds what | `Replica` commits what a majority holds, without looking at every entry |
 | its commands (pickled calls) | opaque bytes: `_applyCommand(bytes, callback, REGULAR)`, applied by the state machine |
 | forwarding commands to the leader | refused: a proposal off the leader is `NotProposed` |
-| its snapshots | none, and none are taken from others |
+| its snapshots | ours (`snapshot.py`), taken by size, handed over piece by piece (`catch_up.py`) |
 
 **A turn**: commit what a majority holds; one tick of pysyncobj's (campaign if the deadline has passed, apply, take
 what was proposed into the log); then we send. Messages are handled as they arrive, turns are coalesced with
@@ -41,13 +41,16 @@ from pysyncobj.config import FAIL_REASON, SERIALIZER_STATE, SyncObjConf
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport as StockTransport
 
+from cluster.replication.catch_up import CatchUp
 from cluster.replication.clock import Clock, SystemClock
+from cluster.replication.disk import NO_ROOM
 from cluster.replication.guard import Guard, Message
 from cluster.replication.holdback import HoldBack
 from cluster.replication.journal import JournalHandlers
 from cluster.replication.log import Leadership, NotProposed, OnFatal, ProposalUnknown, StateMachine
 from cluster.replication.raft_journal import JournalFactory, RaftJournal
 from cluster.replication.settings import RaftSettings
+from cluster.replication.snapshot import NOTHING_COMMAND, Snapshot, Snapshots, recover
 from cluster.replication.transport import Handlers, Transport
 
 _log = logging.getLogger(__name__)
@@ -91,16 +94,16 @@ class _Adapter(StockTransport):  # type: ignore[misc] # pysyncobj has no types
 
 
 class _NoSnapshots:
-    """In the place of pysyncobj's serializer: there are no snapshots, and none are taken from others."""
+    """In the place of pysyncobj's serializer: it takes no snapshots and sends none. `CatchUp` and `RaftLog` do."""
 
     def checkSerializing(self) -> tuple[int, None]:
         return SERIALIZER_STATE.NOT_SERIALIZING, None
 
     def serialize(self, data: object, id_: object) -> None:
-        raise NotImplementedError("there are no snapshots")
+        raise NotImplementedError("its own snapshots are never taken")
 
     def deserialize(self) -> object:
-        raise NotImplementedError("there are no snapshots")
+        raise NotImplementedError("its own snapshots are never loaded")
 
     def getTransmissionData(self, transmission: object) -> None:
         del transmission
@@ -162,6 +165,8 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         self._outstanding: dict[str, _Outstanding] = {}
         self._told_commit: dict[str, int] = {}
         self._idle = False
+        self.applied_bytes = 0
+        """Of commands, since somebody set it to 0."""
         self._by_majority = 0
         """Up to here this leader has found that a majority holds its log durably."""
         self.held = self._hold_back_type(journal=journal, term=lambda: self.term, send=transport.send)
@@ -192,6 +197,10 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     _SyncObj__raftElectionDeadline: float
     _SyncObj__raftMatchIndex: dict[Any, int]
     _SyncObj__raftLeader: Any
+    _SyncObj__raftLastApplied: int
+    _SyncObj__raftCommitIndex: int
+    catch_up: CatchUp
+    """Set before it is used."""
 
     # Its constructor makes a journal here, and goes on with what it finds here: ours.
     _SyncObj__raftLog = property(operator.attrgetter("_journal"), _ignored)
@@ -237,11 +246,28 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
                 self._SyncObj__sendNextNodeIdx(sender, nextNodeIdx=verdict.confirmed_index + 1, success=True)
             elif verdict.wanted_index is not None:
                 self._SyncObj__sendNextNodeIdx(sender, nextNodeIdx=verdict.wanted_index, reset=True)
+        elif kind == "snapshot_piece":
+            if message["term"] >= self.term:
+                # Its sender leads: that much pysyncobj is told.
+                heartbeat = {"type": "append_entries", "term": message["term"], "commit_index": self.commit_index}
+                self._SyncObj__onMessageReceived(sender, heartbeat)
+                self._catch_up_with(sender, message)
+        elif kind == "snapshot_got":
+            if self._isLeader() and sender_term == self.term:
+                self._SyncObj__lastResponseTime[sender] = stock.monotonicTime()
+                self.catch_up.got(sender.id, self.term, message)
         elif kind == "next_node_idx":
             if self._isLeader() and self._guard.counts_acknowledgement(message, sender_term, self):
                 self._acknowledged(sender, message)
         elif kind != "response_vote" or self._guard.counts_vote(message, sender.id):
             self._SyncObj__onMessageReceived(sender, message)
+
+    def _catch_up_with(self, sender: _Peer, message: Message) -> None:
+        if message["index"] > self.commit_index:
+            self.catch_up.piece(sender.id, message)
+            return
+        done = {"type": "snapshot_got", "index": message["index"], "offset": message["size"], "done": True}
+        self.held.send(sender.id, done)
 
     def _acknowledged(self, sender: _Peer, message: Message) -> None:
         next_index = self._SyncObj__raftNextIndex
@@ -271,6 +297,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         # Whether it arrived is told by the answer to the next heartbeat.
         self._outstanding.pop(peer.id, None)
         self.held.forget(peer.id)
+        self.catch_up.forget(peer.id)
 
     def is_connected(self, peer: _Peer) -> bool:
         """Whether there is one."""
@@ -293,13 +320,48 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         self._SyncObj__setState(stock._RAFT_STATE.FOLLOWER)
         self._SyncObj__raftLeader = None
 
+    # Snapshots.
+
+    def start_at(self, index: int) -> None:
+        """At start: the state is that of entry `index`, from a snapshot."""
+        self._SyncObj__raftLastApplied = index
+        self._SyncObj__raftCommitIndex = max(self.commit_index, index)
+
+    def jump_to(self, index: int, term: int) -> None:
+        """The state is that of entry `index` now, from a leader's snapshot; it is later than what was applied."""
+        if self.term_at(index) != term:
+            self._journal.reset((NOTHING_COMMAND, index, term))
+            self._journal.release(index)
+        self.start_at(index)
+        self._journal.setRaftCommitIndex(self.commit_index)
+        waiting = self._SyncObj__commandsWaitingCommit
+        for passed in [waited for waited in waiting if waited <= index]:
+            for _term, callback in waiting.pop(passed):
+                callback(None, FAIL_REASON.UNKNOWN_OUTCOME)
+
+    def caught_up(self, peer: _Peer, index: int) -> None:
+        """This follower holds the log up to `index`, by a snapshot."""
+        if not self._isLeader():
+            return
+        self._SyncObj__raftMatchIndex[peer] = max(self.match_index(peer), index)
+        self._SyncObj__raftNextIndex[peer] = max(self._SyncObj__raftNextIndex[peer], index + 1)
+        self._outstanding.pop(peer.id, None)
+
+    def compact(self, index: int) -> None:
+        """A snapshot in use holds all up to `index`, and the log may begin there."""
+        if self._journal.first_index < index <= self._journal.last_index:
+            self._journal.move_base(index)
+        if index <= self._journal.first_index:
+            self._journal.release(index)
+
     # What is sent.
 
     def send_eagerly(self) -> None:
         """Send what is new to each follower that has answered all it was sent."""
-        last = self.last_index
+        first, last = self._journal.first_index, self.last_index
         for peer in self._peers:
-            if peer.id not in self._outstanding and self._SyncObj__raftNextIndex[peer] <= last:
+            # One that needs a snapshot gets heartbeats, and pieces.
+            if peer.id not in self._outstanding and first < self._SyncObj__raftNextIndex[peer] <= last:
                 self._append_to(peer)
 
     def tell_commits(self) -> None:
@@ -322,6 +384,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     def _SyncObj__onBecomeLeader(self) -> None:
         self._outstanding.clear()
         self._told_commit.clear()
+        self.catch_up.lead_no_more()
         super()._SyncObj__onBecomeLeader()
 
     def _append_to(self, peer: _Peer) -> None:
@@ -336,11 +399,12 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             outstanding = None
         first = self._journal.first_index
         previous = self._SyncObj__raftNextIndex[peer] - 1 if outstanding is None else outstanding.previous
-        if previous < first:
-            _log.error("%s needs entry %d, but the log begins with %d", peer, previous, first)
-            return
         entries: list[tuple[bytes, int, int]] = []
-        if outstanding is None:
+        if previous < first:
+            self._outstanding.pop(peer.id, None)
+            self.catch_up.needed(peer.id, self.term)
+            previous = first  # it will deny that it has it, and so be heard of; and if it has it, all is well
+        elif outstanding is None:
             begin = previous + 1 - first
             entries = self._journal[begin : begin + self._settings.append_entries_max]
             size = 0
@@ -369,6 +433,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     def turn(self) -> None:
         """One of its ticks; a leader commits before it, and sends after it."""
         if not self._isLeader():
+            self.catch_up.lead_no_more()
             if self._idle:
                 self._SyncObj__raftElectionDeadline = stock.monotonicTime() + self._settings.election_min_s
             self.doTick()
@@ -430,6 +495,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     def _SyncObj__doApplyCommand(self, command: bytes) -> object:
         # Its own would unpickle the others: changes of membership and of code version.
         kind = command[0]
+        self.applied_bytes += len(command)
         if kind == _REGULAR:
             return self._apply(command[1:])
         if kind != _NO_OP:
@@ -448,6 +514,7 @@ class RaftLog:
     """
 
     _replica_type = Replica
+    _snapshots_type = Snapshots
 
     def __init__(
         self,
@@ -474,6 +541,13 @@ class RaftLog:
         self._on_fatal = on_fatal
         self._replica: Replica | None = None
         self._journal: RaftJournal | None = None
+        self._machine: StateMachine | None = None
+        self._snapshots: Snapshots | None = None
+        self._catch_up: CatchUp | None = None
+        self._snapshot: Snapshot | None = None
+        """The newest that this node has."""
+        self._taking: asyncio.Task[None] | None = None
+        self._next_snapshot_s = 0.0
         self._queued_bytes = 0
         """Of commands that are not in the log yet, about."""
         self._on_leadership: Callable[[Leadership], None] | None = None
@@ -500,7 +574,11 @@ class RaftLog:
         """Open the journal, listen, and begin. Raises OSError, `CannotStart`."""
         assert self._replica is None, "a log starts once"
         self._on_leadership = on_leadership
-        self._journal = journal = await asyncio.get_running_loop().run_in_executor(None, self._open_journal)
+        self._machine = machine
+        journal, snapshots, found = await asyncio.get_running_loop().run_in_executor(None, self._read_disk)
+        if found is not None:
+            self._snapshot, put = found
+            put()
         self._replica = self._replica_type(
             node=self._self,
             peers=list(self._peers.values()),
@@ -510,6 +588,16 @@ class RaftLog:
             apply=machine.apply,
             settings=self._settings,
         )
+        self._replica.catch_up = self._catch_up = CatchUp(
+            snapshots=snapshots,
+            owner=self,
+            send=self._replica.held.send,
+            clock=self._clock,
+            piece_bytes=self._settings.snapshot_piece_bytes,
+            repeat_s=self._settings.leader_fallback_s,
+        )
+        if self._snapshot is not None:
+            self._replica.start_at(self._snapshot.index)
         handlers = Handlers(
             message=self._received,
             connected=self._connected,
@@ -528,6 +616,17 @@ class RaftLog:
         self._turned_s = self._clock.monotonic_s()
         self._tell()
         self._on_timer()
+
+    def _read_disk(self) -> tuple[RaftJournal, Snapshots, tuple[Snapshot, Callable[[], object]] | None]:
+        """On a thread: read what is on disk."""
+        assert self._machine is not None
+        self._journal = journal = self._open_journal()
+        try:
+            self._snapshots = snapshots = self._snapshots_type(journal.disk)
+            return journal, snapshots, recover(snapshots, journal, self._machine.restore)
+        except BaseException:
+            journal.close()
+            raise
 
     def propose(self, command: bytes) -> asyncio.Future[object]:
         """Ask for `command` to be committed; known to have ended after `proposal_timeout_s` at the latest."""
@@ -594,6 +693,10 @@ class RaftLog:
         if self._leaving is not None:
             await self._leaving
         await self._transport.stop()
+        if self._catch_up is not None:
+            await self._catch_up.stop()
+        if self._taking is not None:
+            await asyncio.wait([self._taking])
         if self._replica is not None:
             self._replica.destroy()
         if self._journal is not None:
@@ -635,6 +738,86 @@ class RaftLog:
     def _unsynced_bytes(self) -> int:
         assert self._journal is not None
         return self._queued_bytes + self._journal.unsynced_bytes
+
+    # Snapshots.
+
+    def _take_snapshot(self, now_s: float) -> None:
+        """Begin one, if it is time."""
+        replica, settings, last = self._replica, self._settings, self._snapshot
+        if replica is None or self._taking is not None or now_s < self._next_snapshot_s:
+            return
+        index, since = (0, settings.snapshot_log_bytes) if last is None else (last.index, last.size)
+        if (
+            replica.applied_bytes < max(settings.snapshot_log_bytes, since)
+            and replica.applied_index - index < settings.snapshot_log_entries
+        ) or replica.applied_index <= index:
+            return
+        replica.applied_bytes = 0
+        self._taking = asyncio.get_running_loop().create_task(self._taken())
+        self._taking.add_done_callback(self._took)
+
+    async def _taken(self) -> None:
+        replica, machine, snapshots = self._replica, self._machine, self._snapshots
+        assert replica is not None
+        assert machine is not None
+        assert snapshots is not None
+        index = replica.applied_index
+        term = replica.term_at(index)
+        assert term is not None
+        frozen = [machine.snapshot()]
+
+        def written() -> Snapshot:
+            # It is let go of here: freeing a million rows takes time, and the loop has none.
+            return snapshots.write(index, term, frozen.pop()())
+
+        try:
+            snapshot = await asyncio.get_running_loop().run_in_executor(None, written)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            _log.error("%s: no room for a snapshot: %s", self._node, error)
+            self._next_snapshot_s = self._clock.monotonic_s() + self._settings.snapshot_retry_s
+            replica.applied_bytes += self._settings.snapshot_log_bytes
+            return
+        if self._ended is not None or (self._snapshot is not None and self._snapshot.index > snapshot.index):
+            return
+        _log.info("%s: a snapshot of entry %d, %d bytes", self._node, snapshot.index, snapshot.size)
+        previous, self._snapshot = self._snapshot, snapshot
+        if previous is not None:
+            replica.compact(previous.index)
+
+    def _took(self, task: asyncio.Task[None]) -> None:
+        self._taking = None
+        error = task.exception()
+        if error is not None:
+            self.failed(error)
+
+    def decode(self, pieces: Iterable[bytes]) -> Callable[[], object]:
+        """See `catch_up.Owner`."""
+        assert self._machine is not None
+        return self._machine.restore(pieces)
+
+    def install(self, snapshot: Snapshot, put: Callable[[], object]) -> object:
+        """See `catch_up.Owner`."""
+        replica = self._replica
+        if self._ended is not None or replica is None or snapshot.index <= replica.applied_index:
+            return None
+        replaced = put()
+        replica.jump_to(snapshot.index, snapshot.term)
+        replica.applied_bytes = 0
+        self._snapshot = snapshot
+        _log.info("%s: caught up to entry %d by a snapshot", self._node, snapshot.index)
+        return replaced
+
+    def caught_up(self, peer: str, index: int) -> None:
+        """See `catch_up.Owner`."""
+        if self._ended is None and self._replica is not None:
+            self._replica.caught_up(self._peers[peer], index)
+            self._wake()
+
+    def failed(self, error: BaseException) -> None:
+        """See `catch_up.Owner`."""
+        self._fail(error)
 
     # What the journal tells.
 
@@ -713,6 +896,7 @@ class RaftLog:
                 future.set_exception(ProposalUnknown(f"no majority within {self._settings.proposal_timeout_s} s"))
         if self._replica._isLeader():
             self._replica.tell_commits()
+        self._take_snapshot(now_s)
         self._wake()
 
     def _turn(self) -> None:

@@ -40,6 +40,14 @@ class RaftSettings:
     append_bytes_max: int = 1024 * 1024
     """A message to a follower takes no further entry once it holds this many bytes of commands."""
     append_entries_max: int = 4096
+    snapshot_log_bytes: int = 32 * 1024 * 1024
+    """A snapshot is taken when so many bytes have been applied since the last one (or as many as that one has) ..."""
+    snapshot_log_entries: int = 100_000
+    """... or so many entries. The log goes back to the snapshot before the last one."""
+    snapshot_piece_bytes: int = 256 * 1024
+    """Of a snapshot, in one message."""
+    snapshot_retry_s: float = 5.0
+    """When a snapshot could not be written, for lack of room, the next try is this much later."""
     unsynced_bytes_max: int = 16 * 1024 * 1024
     """No proposal is taken while so much waits for the disk."""
     apply_entries_max: int = 1000
@@ -57,7 +65,10 @@ class RaftSettings:
         assert self.transfer_timeout_s > 0
         assert min(self.max_command_bytes, self.proposals_max, self.append_bytes_max) >= 1
         assert min(self.append_entries_max, self.apply_entries_max, self.apply_bytes_max) >= 1
-        assert min(self.unsynced_bytes_max, self.backlog_entries_max) >= 1
+        assert min(self.unsynced_bytes_max, self.backlog_entries_max, self.snapshot_log_bytes) >= 1
+        assert self.snapshot_log_entries >= 2
+        assert 1 <= self.snapshot_piece_bytes <= self.append_bytes_max
+        assert self.snapshot_retry_s > 0
 
     @property
     def message_bytes_max(self) -> int:

@@ -113,6 +113,10 @@ def _flag(value: object) -> bool:
     return type(value) is bool
 
 
+def _bytes(value: object) -> bool:
+    return type(value) is bytes
+
+
 def _entries(value: object) -> bool:
     """A tuple of (command, index, term), indexes one by one, terms never falling."""
     if type(value) is not tuple:
@@ -144,6 +148,15 @@ SHAPES: Final[Mapping[str, _Shape]] = {
     "request_vote": (("term", _count), ("last_log_index", _count), ("last_log_term", _count)),
     "response_vote": (("term", _count),),
     "timeout_now": (("term", _count),),
+    "snapshot_piece": (
+        ("term", _count),
+        ("index", _count),
+        ("entry_term", _count),
+        ("size", _count),
+        ("offset", _count),
+        ("data", _bytes),
+    ),
+    "snapshot_got": (("index", _count), ("offset", _count), ("done", _flag)),
 }
 """All that nodes may say to each other. Commands to run, commands in pieces and requests of operators are not in it."""
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -177,6 +178,32 @@ async def test_a_node_that_was_away_catches_up(raft: World) -> None:
     await until(lambda: len(raft.machines[away].commands) == 6001)
 
 
+async def test_the_log_is_compacted_and_a_node_that_was_away_is_caught_up_by_a_snapshot(raft: World) -> None:
+    raft.settings = replace(RaftWorld.settings, snapshot_log_entries=50, snapshot_piece_bytes=2000)
+    await raft.stop()
+    await raft.start()
+    await raft.commit(b"first")
+    away = next(node for node in raft.nodes if node != raft.logs[node].leadership().leader)
+    await raft.stop(away)
+    expected = [b"first"]
+    for number in range(400):
+        expected.append(b"%d" % number)
+        await raft.commit(expected[-1])
+    for node in raft.logs:
+        await until(lambda node=node: raft.logs[node]._journal.first_index > 200, "the log is compacted")
+    await raft.start(away)
+    await until(lambda: raft.machines[away].commands == expected)
+    assert raft.machines[away].restored == 1
+    await raft.stop()
+    await raft.start()
+    await raft.commit(b"last")
+    for node, machine in raft.machines.items():
+        await until(lambda machine=machine: b"last" in machine.commands)
+        assert machine.commands == [*expected, b"last"]
+        assert machine.restored == 1, f"{node} starts with its snapshot"
+        assert len(list((raft.folder / node).glob("*.snapshot"))) <= 2
+
+
 async def test_leadership_is_handed_over_under_load(raft: World) -> None:
     acknowledged = []
     running = True
@@ -278,6 +305,7 @@ async def test_a_cluster_of_one(tmp_path: Path) -> None:
     [
         test_thousands_at_once_are_applied_in_the_order_of_proposal,
         test_another_leads_when_the_leader_stops_and_nothing_is_lost,
+        test_the_log_is_compacted_and_a_node_that_was_away_is_caught_up_by_a_snapshot,
         test_leadership_is_handed_over_under_load,
         test_without_a_majority_proposals_end_unknown_and_the_leader_steps_down,
     ],

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 
 from cluster.replication.log import Leadership, NotProposed, ReplicatedLog
@@ -34,6 +34,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.commands: list[bytes] = []
+        self.restored = 0
 
     def apply(self, command: bytes) -> object:
         if command == POISON:
@@ -41,11 +42,25 @@ class Recorder:
         self.commands.append(command)
         return command[::-1]
 
-    def snapshot(self) -> Callable[[], bytes]:
-        raise NotImplementedError
+    def snapshot(self) -> Callable[[], Iterator[bytes]]:
+        frozen = list(self.commands)
 
-    def restore(self, state: bytes) -> None:
-        raise NotImplementedError
+        def encode() -> Iterator[bytes]:
+            yield b"%d" % len(frozen)
+            yield from (command + b"." for command in frozen)
+
+        return encode
+
+    def restore(self, pieces: Iterable[bytes]) -> Callable[[], object]:
+        count, *commands = [bytes(piece) for piece in pieces]
+        assert len(commands) == int(count)
+
+        def put() -> object:
+            replaced, self.commands = self.commands, [command[:-1] for command in commands]
+            self.restored += 1
+            return replaced
+
+        return put
 
 
 class World:

@@ -336,7 +336,7 @@ class World:
     # -------------------------------------------------------------------------------------------- the log
 
     def _interned(self, ledger: Ledger) -> Ledger:
-        return self._ledgers.setdefault(ledger.snapshot()(), ledger)
+        return self._ledgers.setdefault(b"".join(ledger.snapshot()()), ledger)
 
     def _appended(self, log: Log, header: Header, entry: Entry) -> Log | None:
         """The log with one more command; None when the command changes no ledger."""
@@ -645,7 +645,7 @@ class World:
         """A state without what participants have said: what the log, automata and horizons are."""
         sites = [self.sites[site] for site in state[1:]]
         ledgers = self.logs[state[0]].ledgers
-        return tuple(ledger.snapshot()() for ledger in ledgers), tuple(
+        return tuple(b"".join(ledger.snapshot()()) for ledger in ledgers), tuple(
             (site.epoch, site.floor, _states(site)) for site in sites
         )
 

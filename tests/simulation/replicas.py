@@ -3,17 +3,20 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pysyncobj import syncobj as stock
 
+from cluster.replication.disk import File
 from cluster.replication.guard import Guard, LogView, Message, Verdict
 from cluster.replication.holdback import ACKNOWLEDGEMENT, VOTES, HoldBack
 from cluster.replication.journal import DurableJournal
-from cluster.replication.log import Leadership, NotProposed, ProposalUnknown
+from cluster.replication.log import CannotStart, Leadership, NotProposed, ProposalUnknown
 from cluster.replication.raft import RaftLog, Replica
 from cluster.replication.raft_journal import RaftJournal
+from cluster.replication.settings import RaftSettings
+from cluster.replication.snapshot import Snapshots
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.network import Network, SimulatedTransport
 from tests.simulation.pumps import SMALL, SlowPump
@@ -101,21 +104,56 @@ class VainRaftLog(RaftLog):
     _replica_type = VainReplica
 
 
+class HeedlessRaftLog(RaftLog):
+    """Known bad: compacts the log without a snapshot."""
+
+    def _take_snapshot(self, now_s: float) -> None:
+        assert self._replica is not None
+        if self._replica.applied_index > self._settings.snapshot_log_entries:
+            self._replica.compact(self._replica.applied_index)
+
+
+class UnsyncedSnapshots(Snapshots):
+    """Known bad: a snapshot gets its name before it is synced."""
+
+    def _sync(self, file: File) -> None:
+        pass
+
+
+class UnsyncedRaftLog(RaftLog):
+    _snapshots_type = UnsyncedSnapshots
+
+
 class Recorder:
     """A state machine that remembers."""
 
     def __init__(self) -> None:
         self.commands: list[bytes] = []
+        self.restored = 0
 
     def apply(self, command: bytes) -> object:
         self.commands.append(command)
         return len(self.commands)
 
-    def snapshot(self) -> Callable[[], bytes]:
-        raise NotImplementedError
+    def snapshot(self) -> Callable[[], Iterator[bytes]]:
+        frozen = list(self.commands)
 
-    def restore(self, state: bytes) -> None:
-        raise NotImplementedError
+        def encode() -> Iterator[bytes]:
+            yield b"%d" % len(frozen)
+            yield from (command + b"." for command in frozen)
+
+        return encode
+
+    def restore(self, pieces: Iterable[bytes]) -> Callable[[], object]:
+        count, *commands = [bytes(piece) for piece in pieces]
+        assert len(commands) == int(count)
+
+        def put() -> object:
+            replaced, self.commands = self.commands, [command[:-1] for command in commands]
+            self.restored += 1
+            return replaced
+
+        return put
 
 
 class Cluster:
@@ -148,8 +186,14 @@ class Cluster:
         self.must_settle = log_type is RaftLog
         self._log_type = log_type
         self._guard_type = guard_type
+        self.settings = RaftSettings(
+            # Sending as pysyncobj does knows its own snapshots only, which nobody takes.
+            snapshot_log_entries=100_000 if issubclass(log_type, StockRaftLog) else rng.choice((8, 40, 100_000)),
+            snapshot_piece_bytes=rng.choice((300, 5_000)),
+        )
         self._sync_s = sync_s
         self.powerless = 0
+        self.installed = 0
         self._clients: set[asyncio.Task[None]] = set()
 
     async def start(self, node: str) -> None:
@@ -158,13 +202,17 @@ class Cluster:
             peers=[other for other in NODES if other != node],
             transport=SimulatedTransport(self.network, node),
             journal=lambda: self._open(node),
+            settings=self.settings,
             clock=self.loop,
             guard=self._guard_type(),
             on_fatal=lambda error: self.fatal.append(f"{node}: {error!r}"),
         )
         self.machines[node] = Recorder()
         self.logs[node] = log
-        await log.start(self.machines[node], lambda now: self._led(node, now))
+        try:
+            await log.start(self.machines[node], lambda now: self._led(node, now))
+        except CannotStart as error:
+            self.fatal.append(f"{node} cannot start: {error}")
 
     async def kill(self, node: str, *, power: bool | None = None) -> None:
         """At once: what it had sent is under way, what its disk was given stays, unless the power goes too."""
@@ -173,6 +221,7 @@ class Cluster:
             self.disks[node].lose_power()
         else:
             self.disks[node].kill()
+        self.installed += self.machines[node].restored
         self.pumps[node].stop()
         await self.logs.pop(node).stop()
 
@@ -241,7 +290,7 @@ class Cluster:
             found.append("a command was applied twice")
         leader = self.leader()
         if leader is not None:
-            held = {entry[0][1:] for entry in self.journals[leader][:]}
+            held = {entry[0][1:] for entry in self.journals[leader][:]} | set(self.machines[leader].commands)
             lost = set(self.acknowledged) - held
             if lost:
                 found.append(f"{leader} leads without {len(lost)} acknowledged commands: {_numbers(lost)}")

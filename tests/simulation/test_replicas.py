@@ -8,7 +8,17 @@ import pytest
 
 from cluster.replication.guard import Guard
 from cluster.replication.raft import RaftLog
-from tests.simulation.replicas import NODES, Cluster, ForgetfulRaftLog, HastyRaftLog, NoGuard, StockRaftLog, VainRaftLog
+from tests.simulation.replicas import (
+    NODES,
+    Cluster,
+    ForgetfulRaftLog,
+    HastyRaftLog,
+    HeedlessRaftLog,
+    NoGuard,
+    StockRaftLog,
+    UnsyncedRaftLog,
+    VainRaftLog,
+)
 from tests.simulation.virtual import VirtualLoop, run
 
 ROUNDS = 4
@@ -96,7 +106,13 @@ def test_nothing_acknowledged_is_lost_on_slow_disks(seed: int) -> None:
 
 @pytest.mark.parametrize(
     ("log_type", "violation"),
-    [(HastyRaftLog, "acknowledged"), (VainRaftLog, "acknowledged"), (ForgetfulRaftLog, "leaders")],
+    [
+        (HastyRaftLog, "acknowledged"),
+        (VainRaftLog, "acknowledged"),
+        (ForgetfulRaftLog, "leaders"),
+        (HeedlessRaftLog, "cannot start"),
+        (UnsyncedRaftLog, "cannot start"),
+    ],
 )
 def test_words_that_leave_before_the_disk_holds_them_are_noticed(log_type: type[RaftLog], violation: str) -> None:
     seeds = range(600)
@@ -111,6 +127,7 @@ def test_the_disasters_happen() -> None:
     lives = [lived_through(seed, unruly=True)[0] for seed in range(10)]
     assert sum(len(cluster.leaders) for cluster in lives) > 2 * len(lives)
     assert sum(len(cluster.acknowledged) for cluster in lives) > 10 * len(lives)
+    assert sum(cluster.installed for cluster in lives) > 0
     assert sum(cluster.powerless for cluster in lives) > len(lives)
     assert sum(cluster.network.lost for cluster in lives) > 0
     assert sum(cluster.network.repeated for cluster in lives) > 0

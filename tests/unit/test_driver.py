@@ -13,7 +13,7 @@ from cluster.replication.log import Leadership, NotProposed
 from coordinator.config import Limits, NodeConfig
 from coordinator.driver import COMMANDS_UNDER_WAY, NewTransaction
 from coordinator.errors import Gone, NotFound, NotKnownYet, NotLeader, OutcomeUnknown
-from coordinator.ledger import decode_command, encode_command
+from coordinator.ledger import Ledger, decode_command, encode_command
 from coordinator.protocol.entries import (
     Begun,
     BranchPlan,
@@ -1054,3 +1054,45 @@ async def test_a_refused_proposal_is_an_error_of_the_log_alone() -> None:
     future = replicas.logs["n1"].propose(b"")
     with pytest.raises(NotProposed):
         await future
+
+
+async def test_who_waits_is_told_when_a_snapshot_passes_the_decision_by() -> None:
+    """A follower that was far behind jumps over the entries that would have answered."""
+    async with running() as far:
+        ahead = far.node.ledger
+        header = Header(epoch=5, at=1)
+        behind = Ledger(ahead.cluster)
+        for entries in (
+            [TookOver(node="n2"), Registered(name="a", url="http://a", batch=False)],
+            [_begun_of(ahead.cluster, 5, number) for number in (1, 2, 3)],
+        ):
+            ahead.apply(encode_command(header, entries))
+            behind.apply(encode_command(header, entries))
+        gids = [str(Gid(ahead.cluster, 5, number)) for number in (1, 2, 3)]
+        decided = Decided(
+            gid=gids[0], decision=Decision.COMMIT, votes=(BranchVote(branch="a", vote=VoteKind.PREPARED),)
+        )
+        behind.apply(encode_command(header, [decided, Decided(gid=gids[1], decision=Decision.ABORT)]))
+        driver = far.node.driver
+        waiting = [asyncio.create_task(driver.wait_decided(gid, 60.0)) for gid in gids]
+        ending = asyncio.create_task(driver.wait_ended(gids[1], 60.0))
+        await turns(3)
+        assert not any(task.done() for task in (*waiting, ending))
+        ahead.restore(behind.snapshot()())()
+        await turns(3)
+        assert [task.done() for task in waiting] == [True, True, False]
+        assert not driver.leading
+        for task in (*waiting, ending):
+            task.cancel()
+
+
+def _begun_of(cluster: str, epoch: int, sequence: int) -> Begun:
+    plan = BranchPlan(name="a", participant="a", payload=b"{}")
+    return Begun(
+        gid=str(Gid(cluster, epoch, sequence)),
+        protocol="2pc",
+        branches=(plan,),
+        timeout_ms=60_000,
+        key=None,
+        body_hash=b"x",
+    )

@@ -32,6 +32,7 @@ METHODS = {
     "_SyncObj__onNodeConnected": "(self, node)",
     "_SyncObj__onNodeDisconnected": "(self, node)",
     "_SyncObj__sendAppendEntries": "(self)",
+    "_SyncObj__setState": "(self, newState)",
     "_SyncObj__sendNextNodeIdx": "(self, node, reset=False, nextNodeIdx=None, success=False)",
     "_applyCommand": "(self, command, callback, commandType=None)",
     "_checkCommandsToApply": "(self)",
@@ -46,12 +47,14 @@ METHODS = {
 
 ATTRIBUTES = {
     "_SyncObj__commandsQueue",
+    "_SyncObj__commandsWaitingCommit",
     "_SyncObj__lastResponseTime",
     "_SyncObj__newAppendEntriesTime",
     "_SyncObj__raftCommitIndex",
     "_SyncObj__raftCurrentTerm",
     "_SyncObj__raftElectionDeadline",
     "_SyncObj__raftLastApplied",
+    "_SyncObj__raftLeader",
     "_SyncObj__raftMatchIndex",
     "_SyncObj__raftNextIndex",
     "_SyncObj__raftState",
@@ -176,6 +179,13 @@ class NoTransport:
         return True
 
 
+class NoCatchUp:
+    """Nobody is far behind."""
+
+    def lead_no_more(self) -> None:
+        pass
+
+
 def _nothing(*_: object) -> None:
     pass
 
@@ -192,6 +202,7 @@ def replica(journal: Any) -> tuple[raft.Replica, NoTransport, list[bytes]]:
         apply=applied.append,
         settings=RaftSettings(),
     )
+    node.catch_up = NoCatchUp()  # type: ignore[assignment]
     journal.start(JournalHandlers(durable=_nothing, full=_nothing, room=_nothing, fatal=_nothing))
     for peer in peers:
         node.connect(peer)

@@ -1,7 +1,7 @@
 """The log of one node on one disk: what a crash leaves, and what a failing disk does."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,10 +20,10 @@ class Recorder:
         self.commands.append(command)
         return len(self.commands)
 
-    def snapshot(self) -> Callable[[], bytes]:
+    def snapshot(self) -> Callable[[], Iterator[bytes]]:
         raise NotImplementedError
 
-    def restore(self, state: bytes) -> None:
+    def restore(self, pieces: Iterable[bytes]) -> Callable[[], object]:
         raise NotImplementedError
 
 
