@@ -11,6 +11,9 @@ Nothing in this package knows what a transaction is, and it imports nothing of o
 | `holdback.py` | what must not be said before the disk holds it |
 | `raft_journal.py` | the journal as pysyncobj sees it |
 | `journal.py` | the durable journal; `segments.py`, `records.py`, `entries.py`, `disk.py`, `pump.py` are its parts |
+| `snapshot.py` | the state as of one entry, on disk |
+| `catch_up.py` | a snapshot handed over to a node that is far behind |
+| `prevote.py` | asking first: who campaigns deposes no healthy leader |
 | `settings.py` | times and limits |
 | `term.py` | term and vote of a node that is alone |
 | `memory.py` | the same promises in one process, in memory: tests |

@@ -29,6 +29,7 @@ committed has been applied, and what never entered the log has been refused; nob
 
 import asyncio
 import logging
+import math
 import operator
 import queue
 from collections.abc import Callable, Iterable
@@ -48,6 +49,7 @@ from cluster.replication.guard import Guard, Message
 from cluster.replication.holdback import HoldBack
 from cluster.replication.journal import JournalHandlers
 from cluster.replication.log import Leadership, NotProposed, OnFatal, ProposalUnknown, StateMachine
+from cluster.replication.prevote import PreVote
 from cluster.replication.raft_journal import JournalFactory, RaftJournal
 from cluster.replication.settings import RaftSettings
 from cluster.replication.snapshot import NOTHING_COMMAND, Snapshot, Snapshots, recover
@@ -57,6 +59,9 @@ _log = logging.getLogger(__name__)
 
 _REGULAR: Final = 0
 _NO_OP: Final = 1
+
+_OF_LEADERS: Final = frozenset({"append_entries", "snapshot_piece"})
+_POLLS: Final = frozenset({"pre_vote", "pre_vote_answer"})
 
 _READS_BEFORE_A_LATE_TURN = 2
 """Turns of the event loop: the first may run before the sockets are polled, the second cannot."""
@@ -165,6 +170,9 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         self._outstanding: dict[str, _Outstanding] = {}
         self._told_commit: dict[str, int] = {}
         self._idle = False
+        self._heard_s = -math.inf
+        """When a leader last spoke."""
+        self._prevote = PreVote(nodes=len(peers) + 1, poll_s=settings.poll_s)
         self.applied_bytes = 0
         """Of commands, since somebody set it to 0."""
         self._by_majority = 0
@@ -197,6 +205,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     _SyncObj__raftElectionDeadline: float
     _SyncObj__raftMatchIndex: dict[Any, int]
     _SyncObj__raftLeader: Any
+    _SyncObj__transferInProgress: bool
     _SyncObj__raftLastApplied: int
     _SyncObj__raftCommitIndex: int
     catch_up: CatchUp
@@ -239,6 +248,9 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     def receive(self, sender: _Peer, sender_term: int, message: Message) -> None:
         """Handle one message, as far as the guard lets it. Raises what must stop the node."""
         kind = message["type"]
+        if kind in _OF_LEADERS and message["term"] >= self.term:
+            self._heard_s = stock.monotonicTime()
+            self._prevote.cancel()
         if kind == "append_entries":
             verdict = self._guard.append(message, self)
             self._SyncObj__onMessageReceived(sender, verdict.message)
@@ -246,6 +258,8 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
                 self._SyncObj__sendNextNodeIdx(sender, nextNodeIdx=verdict.confirmed_index + 1, success=True)
             elif verdict.wanted_index is not None:
                 self._SyncObj__sendNextNodeIdx(sender, nextNodeIdx=verdict.wanted_index, reset=True)
+        elif kind in _POLLS:
+            self._polled(sender, sender_term, message)
         elif kind == "snapshot_piece":
             if message["term"] >= self.term:
                 # Its sender leads: that much pysyncobj is told.
@@ -261,6 +275,63 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
                 self._acknowledged(sender, message)
         elif kind != "response_vote" or self._guard.counts_vote(message, sender.id):
             self._SyncObj__onMessageReceived(sender, message)
+
+    # Polls before campaigns; see `prevote.py`.
+
+    def _polled(self, sender: _Peer, sender_term: int, message: Message) -> None:
+        """A question, or an answer."""
+        if sender_term > self.term:
+            # It will not follow, nor be led by, who is behind it; a question alone begins no term.
+            self._SyncObj__setCurrentTerm(sender_term, None)
+            self._SyncObj__setState(stock._RAFT_STATE.FOLLOWER)
+            self._SyncObj__raftLeader = None
+        if message["type"] == "pre_vote_answer":
+            self._prevote.note(sender.id, message["term"], granted=message["granted"])
+        elif self._isLeader():
+            self._append_to(sender)  # the only answer of a leader: here I am
+        else:
+            answer = {"type": "pre_vote_answer", "term": message["term"], "granted": self._would_vote(message)}
+            self.held.send(sender.id, answer)
+
+    def _would_vote(self, message: Message) -> bool:
+        last = self.term_at(self.last_index) or 0, self.last_index
+        return (
+            not self._idle
+            and message["term"] > self.term
+            and (message["last_log_term"], message["last_log_index"]) >= last
+            and not self._has_leader()
+        )
+
+    def _has_leader(self) -> bool:
+        leader = self._SyncObj__raftLeader
+        return (
+            leader is not None
+            and leader in self._peers
+            and self.is_connected(leader)
+            and stock.monotonicTime() - self._heard_s < self._settings.election_min_s
+        )
+
+    def _poll_first(self) -> None:
+        """Keep pysyncobj from campaigning until a majority would vote for this node."""
+        now_s = stock.monotonicTime()
+        due = self._SyncObj__raftElectionDeadline < now_s
+        if not due or not self._peers or self._SyncObj__transferInProgress:
+            return
+        connected = {peer.id for peer in self._peers if self.is_connected(peer)}
+        term = self.term + 1
+        if self._prevote.is_won(term, now_s, connected):
+            self._prevote.cancel()
+            return
+        if self._prevote.is_due(term, now_s):
+            self._prevote.begin(term, now_s)
+            last = self.last_index
+            question = {"type": "pre_vote", "term": term, "last_log_index": last, "last_log_term": self.term_at(last)}
+            for peer in self._peers:
+                if peer.id in connected:
+                    self.held.send(peer.id, question)
+        self._SyncObj__raftElectionDeadline = now_s + self._settings.tick_s / 4  # until the next look
+
+    # Catching up.
 
     def _catch_up_with(self, sender: _Peer, message: Message) -> None:
         if message["index"] > self.commit_index:
@@ -436,6 +507,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             self.catch_up.lead_no_more()
             if self._idle:
                 self._SyncObj__raftElectionDeadline = stock.monotonicTime() + self._settings.election_min_s
+            self._poll_first()
             self.doTick()
             return
         self._commit()

@@ -24,6 +24,8 @@ class RaftSettings:
     """When the leader's process is known to be dead, survivors campaign this far apart ..."""
     backlog_entries_max: int = 100
     """... but for those that have more entries than this to apply: they could not act before it is done, others can."""
+    poll_s: float = 0.03
+    """Before it campaigns a node asks the others, and waits so long for who is connected and does not answer."""
     leader_fallback_s: float = 1.0
     """A leader that has heard from no majority for this long no longer leads; what a follower leaves unanswered for
     this long is sent again."""
@@ -60,6 +62,7 @@ class RaftSettings:
         assert self.tick_s < self.stall_s < self.election_min_s
         assert 0 < self.election_spread_s < self.election_step_s
         assert 0 < self.death_step_s < self.election_step_s
+        assert self.tick_s < self.poll_s < self.death_step_s
         assert self.leader_fallback_s > self.election_min_s
         assert self.proposal_timeout_s > self.leader_fallback_s
         assert self.transfer_timeout_s > 0

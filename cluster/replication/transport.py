@@ -148,6 +148,8 @@ SHAPES: Final[Mapping[str, _Shape]] = {
     "request_vote": (("term", _count), ("last_log_index", _count), ("last_log_term", _count)),
     "response_vote": (("term", _count),),
     "timeout_now": (("term", _count),),
+    "pre_vote": (("term", _count), ("last_log_index", _count), ("last_log_term", _count)),
+    "pre_vote_answer": (("term", _count), ("granted", _flag)),
     "snapshot_piece": (
         ("term", _count),
         ("index", _count),

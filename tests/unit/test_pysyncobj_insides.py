@@ -32,6 +32,7 @@ METHODS = {
     "_SyncObj__onNodeConnected": "(self, node)",
     "_SyncObj__onNodeDisconnected": "(self, node)",
     "_SyncObj__sendAppendEntries": "(self)",
+    "_SyncObj__setCurrentTerm": "(self, term, votedForNodeId)",
     "_SyncObj__setState": "(self, newState)",
     "_SyncObj__sendNextNodeIdx": "(self, node, reset=False, nextNodeIdx=None, success=False)",
     "_applyCommand": "(self, command, callback, commandType=None)",
@@ -59,6 +60,7 @@ ATTRIBUTES = {
     "_SyncObj__raftNextIndex",
     "_SyncObj__raftState",
     "_SyncObj__serializer",
+    "_SyncObj__transferInProgress",
     "_SyncObj__transport",
     "_poller",
 }

@@ -35,6 +35,7 @@ class ByHand:
         self.frame_bytes_max = 2**30
         self.stopped = False
         self.peers = frozenset({"n2", "n3"})
+        self.would_vote = True
 
     async def start(self, handlers: Handlers) -> None:
         self.handlers = handlers
@@ -42,6 +43,10 @@ class ByHand:
             handlers.connected(peer)
 
     def send(self, peer: str, term: int, message: Message) -> bool:
+        if message["type"] == "pre_vote" and self.would_vote:
+            answer = {"type": "pre_vote_answer", "term": message["term"], "granted": True}
+            assert self.handlers is not None
+            asyncio.get_running_loop().call_soon(self.handlers.message, peer, term, answer)
         self.sent.append((peer, message))
         return True
 
@@ -126,13 +131,131 @@ async def _stall(node: Alone) -> None:
 
 def test_after_a_stall_what_has_arrived_is_read_before_anyone_is_deposed() -> None:
     node = alone(_stall)
-    assert not node.transport.said("request_vote")
+    assert not node.transport.said("pre_vote")
     assert node.told[-2].leader == "n2"
 
 
-def test_else_a_healthy_leader_would_be_deposed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_else_it_would_ask_who_votes_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raft, "_READS_BEFORE_A_LATE_TURN", 0)
-    assert alone(_stall).transport.said("request_vote")
+    assert alone(_stall).transport.said("pre_vote")
+
+
+@pytest.mark.parametrize("away_s", [0.5, 3.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_who_comes_back_deposes_nobody(seed: int, away_s: float) -> None:
+    async def main(loop: VirtualLoop, rng: random.Random) -> None:
+        cluster = Cluster(loop, rng)
+        for node in NODES:
+            await cluster.start(node)
+        await cluster.until(lambda: cluster.leader() is not None)
+        await asyncio.sleep(0.5)
+        leader = cluster.leader()
+        assert leader is not None
+        term = cluster.logs[leader].leadership().term
+        for away in NODES:
+            if away != leader:
+                for other in NODES:
+                    if other != away:
+                        cluster.network.cut(away, other)
+                await asyncio.sleep(away_s)
+                cluster.network.heal()
+                await asyncio.sleep(1.0)
+        assert {(log.leadership().term, log.leadership().leader) for log in cluster.logs.values()} == {(term, leader)}
+        for log in cluster.logs.values():
+            await log.stop()
+
+    run(seed, main)
+
+
+async def _polls(node: Alone) -> None:
+    node.transport.would_vote = False
+    node.heartbeat()
+    while not node.transport.said("pre_vote"):  # noqa: ASYNC110 - virtual time costs nothing
+        await asyncio.sleep(0.01)
+
+
+def test_nobody_campaigns_whom_no_majority_would_vote_for() -> None:
+    async def scenario(node: Alone) -> None:
+        await _polls(node)
+        await asyncio.sleep(2.0)
+        assert node.log.leadership().term == 1
+        assert not node.transport.said("request_vote")
+        node.hear("n3", 1, type="pre_vote_answer", term=2, granted=False)
+        await asyncio.sleep(0.01)
+        assert not node.transport.said("request_vote")
+        node.hear("n3", 1, type="pre_vote_answer", term=2, granted=True)
+        node.hear("n2", 1, type="pre_vote_answer", term=2, granted=True)
+        await asyncio.sleep(0.01)
+        assert [message["term"] for message in node.transport.said("request_vote")] == [2, 2]
+
+    alone(scenario)
+
+
+def test_a_leader_that_answers_late_is_not_deposed() -> None:
+    async def scenario(node: Alone) -> None:
+        await _polls(node)
+        node.hear("n3", 1, type="pre_vote_answer", term=2, granted=True)
+        await asyncio.sleep(0.01)
+        node.heartbeat()
+        await asyncio.sleep(0.1)
+        assert not node.transport.said("request_vote")
+
+    alone(scenario)
+
+
+def test_a_leader_that_does_not_answer_is() -> None:
+    async def scenario(node: Alone) -> None:
+        await _polls(node)
+        node.hear("n3", 1, type="pre_vote_answer", term=2, granted=True)
+        await asyncio.sleep(0.05)
+        assert node.transport.said("request_vote")
+
+    alone(scenario)
+
+
+@pytest.mark.parametrize(
+    ("changed", "would"),
+    [
+        ({}, True),
+        ({"term": 1}, False),  # it has been in that term already
+        ({"last_log_index": 1}, False),
+        ({"last_log_index": 9, "last_log_term": 0}, False),
+    ],
+)
+@pytest.mark.parametrize("has_leader", [False, True])
+def test_who_has_a_leader_would_vote_for_nobody_else(changed: dict[str, int], would: bool, has_leader: bool) -> None:
+    async def scenario(node: Alone) -> None:
+        node.heartbeat(entries=((b"\0x", 2, 1),))
+        if not has_leader:
+            await _polls(node)
+            node.transport.sent.clear()
+        question = {"term": 2, "last_log_index": 2, "last_log_term": 1} | changed
+        node.hear("n3", 1, type="pre_vote", **question)
+        answers = [message["granted"] for message in node.transport.said("pre_vote_answer")]
+        assert answers == [would and not has_leader]
+        assert node.log.leadership().term == 1, "a question begins no term"
+
+    alone(scenario)
+
+
+def test_a_leader_answers_a_poll_with_a_heartbeat() -> None:
+    async def scenario(node: Alone) -> None:
+        await node.lead()
+        node.transport.sent.clear()
+        node.hear("n3", 1, type="pre_vote", term=2, last_log_index=9, last_log_term=1)
+        assert [(peer, message["type"]) for peer, message in node.transport.sent] == [("n3", "append_entries")]
+        assert node.log.leadership().is_leader
+
+    alone(scenario)
+
+
+def test_who_is_behind_in_terms_learns_of_it() -> None:
+    async def scenario(node: Alone) -> None:
+        await _polls(node)
+        node.hear("n3", 7, type="pre_vote_answer", term=2, granted=False)
+        assert node.log.leadership() == Leadership(term=7, leader=None, is_leader=False)
+
+    alone(scenario)
 
 
 def _failover_s(seed: int, monkeypatch: pytest.MonkeyPatch | None) -> float:
