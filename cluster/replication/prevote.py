@@ -9,8 +9,8 @@ everybody at once, so the poll then costs one exchange of messages.
 
 **A leader is waited for.** A machine that was busy may have kept a healthy leader's heartbeats from being sent, or
 read. So a poll is closed when all that are connected have answered, or after `poll_s`; a leader answers with a
-heartbeat, which ends it. Only a leader that neither answers nor has lost its connection costs that time: a host that has
-fallen silent.
+heartbeat, which ends it. Only a leader that neither answers nor has lost its connection costs that time: a host that
+has fallen silent.
 """
 
 from collections.abc import Set as AbstractSet
