@@ -147,7 +147,8 @@ def _example_branches() -> list[str]:
 
 async def _keep(cluster: LocalCluster) -> None:
     """Return when the cluster has been ended by `outlast down`; say so when a process ends by itself."""
-    alive = _alive(cluster)
+    # All were started: one that has ended since then is news too.
+    alive = {*cluster.nodes, *cluster.services}
     mine = Identity.mine()
     while True:
         await asyncio.sleep(_LOOK_S)

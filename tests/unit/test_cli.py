@@ -11,6 +11,9 @@ from aiohttp import web
 
 from cluster.calls import Caller, Unreachable
 from cluster.cli import main, parser
+from cluster.commands import local
+from cluster.layout import Running
+from cluster.process import Identity
 
 
 def usage_error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -322,3 +325,22 @@ async def test_the_last_answer_counts_when_time_is_up(fake: tuple[FakeNode, str]
     async with Caller([fake[1]]) as caller:
         answer = await caller.anywhere("GET", "/x", within_s=0.05)
     assert (answer.status, answer.trouble) == (503, "no leader")
+
+
+# ------------------------------------------------------------------------------------------------ keeping watch
+
+
+async def test_a_node_that_ended_before_anybody_watched_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Started:
+        nodes, running, services = ("n1", "n2", "n3"), ("n1", "n2"), dict[str, Any]()
+        looks = 0
+
+        async def note_deaths(self) -> Running:
+            self.looks += 1
+            return Running(cluster="c", owner=Identity.mine(), down=self.looks > 1)
+
+    monkeypatch.setattr(local, "_LOOK_S", 0.0)
+    await local._keep(Started())
+    assert "n3 has ended; start it again with `outlast start n3`" in capsys.readouterr().err
