@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench lock clean help
+.PHONY: demo test check bench bench-failover lock clean help
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/  -/'
@@ -29,6 +29,9 @@ check: $(READY)  ## lint and types only
 
 bench: $(READY)  ## transactions per second and latency
 	$(BIN)/python -m tests.bench
+
+bench-failover: $(READY)  ## how long it takes until all is over when the leader is gone
+	$(BIN)/python -m tests.bench.failover --json failover.json
 
 lock: $(READY)   ## write constraints.txt anew from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt

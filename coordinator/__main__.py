@@ -99,6 +99,7 @@ def _make_log(config: NodeConfig, on_fatal: OnFatal, tls: Tls) -> ReplicatedLog:
             proposal_timeout_s=config.timing.proposal_timeout_s,
             # A command is filled up to max_command_bytes, counted in round figures; one entry alone may reach that.
             max_command_bytes=2 * config.limits.max_command_bytes,
+            snapshot_log_bytes=config.limits.compact_log_bytes,
         ),
         on_fatal=on_fatal,
     )

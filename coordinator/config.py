@@ -50,6 +50,7 @@ class Limits:
     max_answer_bytes: of a participant's answer to one message; a batch may have that times its length.
     max_batch: messages in one request to a participant.
     max_command_bytes: entries are put into one log command up to this size.
+    compact_log_bytes: a snapshot takes the place of older log once so much has been logged since the last one.
     """
 
     max_body_bytes: int = 1 << 20
@@ -68,6 +69,7 @@ class Limits:
     max_answer_bytes: int = 64 << 10
     max_batch: int = 256
     max_command_bytes: int = 2 << 20
+    compact_log_bytes: int = 32 << 20
 
     def __post_init__(self) -> None:
         for item in fields(self):

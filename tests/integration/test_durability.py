@@ -1,0 +1,135 @@
+"""What was told is there, whatever happens to processes and disks while the log is compacted under load."""
+
+import asyncio
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.local import LocalCluster
+from tests.integration.shop_world import ShopWorld
+from tests.integration.world import eventually
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
+
+COMPACT_BYTES = 24 * 1024
+"""So little that every few dozen transactions there is a snapshot."""
+
+
+class CompactingWorld(ShopWorld):
+    """A shop whose nodes compact their logs all the time."""
+
+    def __init__(self, folder: Path, *, seed: int, **named: Any) -> None:
+        super().__init__(folder, seed=seed, **named)
+        self.cluster = LocalCluster(folder / "c", settings={"limits": {"compact_log_bytes": COMPACT_BYTES}})
+
+    def data(self, node: str) -> Path:
+        """The folder of a node's log."""
+        return self.cluster._laid_out()[node].data / "log"
+
+    def snapshots(self, node: str) -> list[str]:
+        return sorted(path.name for path in self.data(node).glob("*.snapshot"))
+
+    async def compacts(self, node: str) -> None:
+        """Return once there is one snapshot more, or one is being written."""
+        before = self.snapshots(node)
+        await eventually(
+            lambda: self.snapshots(node) != before or list(self.data(node).glob("*.partial")), f"{node} compacts"
+        )
+
+
+async def test_nodes_are_killed_while_they_compact(tmp_path: Path) -> None:
+    async with CompactingWorld(tmp_path, seed=31) as world:
+        async with world.load():
+            await world.told(100)
+            for node in (*world.cluster.nodes, *world.cluster.nodes):
+                await world.compacts(node)
+                await world.cluster.kill(node)
+                await world.told(20)
+                await world.cluster.start_node(node)
+                await world.ready(node)
+        for node in world.cluster.nodes:
+            assert len(world.snapshots(node)) == 2
+        await world.verify()
+
+
+async def test_all_are_killed_at_once_while_they_compact(tmp_path: Path) -> None:
+    async with CompactingWorld(tmp_path, seed=32) as world:
+        async with world.load():
+            await world.told(100)
+            for _ in range(3):
+                await world.compacts("n2")
+                await world.kill_at_once(world.cluster.nodes)
+                for node in world.cluster.nodes:
+                    await world.cluster.start_node(node)
+                await world.told(50)
+        await world.verify()
+
+
+async def test_a_node_that_was_away_is_caught_up_by_a_snapshot(tmp_path: Path) -> None:
+    async with CompactingWorld(tmp_path, seed=33) as world:
+        async with world.load():
+            leader = await world.cluster.wait_for_leader()
+            away = next(node for node in world.cluster.nodes if node != leader.node)
+            await world.told(20)
+            await world.cluster.kill(away)
+            for _ in range(4):
+                await world.compacts(leader.node)
+            await world.cluster.start_node(away)
+            await world.ready(away)
+            await world.told(20)
+        log = world.cluster.process(away).program.log.read_text()
+        assert "by a snapshot" in log
+        await world.verify()
+
+
+class CrampedWorld(ShopWorld):
+    """One node has a disk of 300 KiB, and it is most likely to lead."""
+
+    node = "n1"
+
+    @property
+    def folder_of_the_small_disk(self) -> Path:
+        return self.cluster._laid_out()[self.node].data
+
+    def lay_out(self) -> None:
+        super().lay_out()
+        self.folder_of_the_small_disk.mkdir(parents=True, exist_ok=True)
+        self.mount("size=300k")
+
+    def mount(self, options: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.folder_of_the_small_disk)]
+        done = subprocess.run(command, capture_output=True, check=False)
+        if done.returncode != 0:
+            pytest.skip("no file system can be mounted here; tests/unit/test_raft.py fills a simulated disk instead")
+
+    async def _end(self) -> None:
+        try:
+            await super()._end()
+        finally:
+            self.unmount()
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", "--lazy", str(self.folder_of_the_small_disk)], check=False)
+
+
+async def test_a_full_disk_stops_nobody_else_and_there_is_no_harm_once_there_is_room(tmp_path: Path) -> None:
+    async with CrampedWorld(tmp_path, seed=34) as world:
+        world.expected_lines += ["no room", "takes no part until there is room"]
+        log = world.cluster.process(world.node).program.log
+
+        async with world.load():
+            await eventually(lambda: "takes no part until there is room" in log.read_text(), "its disk is full")
+            await world.told(100)
+            leader = await world.cluster.wait_for_leader()
+            assert leader.node != world.node
+            world.mount("remount,size=64m")
+            await eventually(lambda: "takes part again" in log.read_text(), "it takes part again")
+            await world.told(20)
+            others = [node for node in world.cluster.nodes if node not in (world.node, leader.node)]
+            # Now it counts: with one of the others gone, it is half of the majority.
+            await asyncio.gather(*(world.cluster.kill(node) for node in others))
+            await world.told(50)
+            await world.cluster.start_node(others[0])
+        await world.verify()
