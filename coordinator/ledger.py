@@ -28,14 +28,13 @@ below the floor can begin any more.
 Memory
 ------
 Ended transactions are kept packed: as bytes they cost a third of what objects cost, and the garbage collector does not
-walk them. The table is keyed by gid number and ordered by it, because transactions begin in that order.
+walk them. The table is keyed by gid number and ordered by it, because transactions begin in that order (`rows.py`).
 """
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from itertools import islice
 from typing import Any, Final
 
 import msgpack
@@ -59,13 +58,14 @@ from coordinator.protocol.entries import (
 from coordinator.protocol.messages import Gid
 from coordinator.protocol.registry import PROTOCOLS
 from coordinator.protocol.transaction import Branch, Decision, State, Transaction, VoteKind
+from coordinator.rows import Keys, Rows, rows_of
 
 _log = logging.getLogger(__name__)
 
 COMMAND_VERSION: Final = 1
 STATE_VERSION: Final = 1
-ROWS_PER_PIECE: Final = 1000
-"""Of a snapshot: a piece is encoded in about a millisecond, in which the event loop has no turn."""
+_NUMBERS: Final = 1 << 64
+"""Numbers of gids are below it."""
 
 ENTRIES: Final = RecordCodec(
     {
@@ -174,9 +174,9 @@ class Ledger:
         """The node that took over last; of the last epoch applied here, not necessarily today's."""
         self.floor = -1
         self.participants: dict[str, Participant] = {}
-        self.keys: dict[str, int] = {}
+        self.keys = Keys()
         self.unfinished: dict[int, Transaction] = {}
-        self._table: dict[int, bytes | None] = {}
+        self._table = Rows()
         """Every known gid number, in order; the packed transaction once it has ended, None while it has not."""
 
     # -------------------------------------------------------------------------------------------- applying
@@ -231,8 +231,9 @@ class Ledger:
             return Applied(entry=entry, verdict=Verdict.UNCHANGED, txn=self.get(entry.gid))
         if gid.number < self._newest():
             return Applied(entry=entry, verdict=Verdict.UNCHANGED)
-        if entry.key is not None and entry.key in self.keys:
-            holder = self._at(self.keys[entry.key])
+        holding = None if entry.key is None else self.keys.get(entry.key)
+        if holding is not None:
+            holder = self._at(holding)
             same = holder is not None and holder.body_hash == entry.body_hash
             return Applied(entry=entry, verdict=Verdict.KEY_TAKEN if same else Verdict.KEY_REUSED, txn=holder)
         for plan in entry.branches:
@@ -311,7 +312,7 @@ class Ledger:
     def _store(self, number: int, txn: Transaction) -> None:
         if txn.ended_at is None:
             self.unfinished[number] = txn
-            self._table.setdefault(number, None)
+            self._table[number] = None
         else:
             self.unfinished.pop(number, None)
             self._table[number] = _pack(txn)
@@ -426,16 +427,18 @@ class Ledger:
             [RECORDS.to_plain(participant) for participant in self.participants.values()],
             len(self._table),
         ]
-        table, unfinished = dict(self._table), dict(self.unfinished)
+        chunks, unfinished = self._table.freeze(), dict(self.unfinished)
+        chunks.reverse()
 
         def encode() -> Iterator[bytes]:
             yield msgpack.packb(head)
-            rows = iter(table.items())
-            while some := list(islice(rows, ROWS_PER_PIECE)):
+            while chunks:
+                # Let go of one after the other: freeing a million rows at once takes time.
+                place, chunk = chunks.pop()
                 yield msgpack.packb(
                     [
                         [number, packed if packed is not None else RECORDS.to_plain(unfinished[number])]
-                        for number, packed in some
+                        for number, packed in rows_of(place, chunk)
                     ]
                 )
 
@@ -451,9 +454,8 @@ class Ledger:
             if not all(type(number) is int for number in (epoch, floor, count)):
                 raise Malformed("something else where a number should be")
             names = _restored_participants(participants)
-            table: dict[int, bytes | None] = {}
+            table, keys = Rows(), Keys()
             unfinished: dict[int, Transaction] = {}
-            keys: dict[str, int] = {}
             for part in parts:
                 _restore_rows(msgpack.unpackb(part), table, unfinished, keys)
             if len(table) != count:
@@ -475,8 +477,8 @@ class Ledger:
         """An independent copy, without a listener: for models that walk many futures of one state."""
         copy = Ledger(self.cluster)
         copy.epoch, copy.leader, copy.floor = self.epoch, self.leader, self.floor
-        copy.participants, copy.keys = dict(self.participants), dict(self.keys)
-        copy.unfinished, copy._table = dict(self.unfinished), dict(self._table)
+        copy.participants, copy.keys = dict(self.participants), self.keys.copy()
+        copy.unfinished, copy._table = dict(self.unfinished), self._table.copy()
         return copy
 
 
@@ -487,12 +489,12 @@ def _restored_participants(plain: Any) -> dict[str, Participant]:
     return {participant.name: participant for participant in participants}
 
 
-def _restore_rows(
-    rows: Any, table: dict[int, bytes | None], unfinished: dict[int, Transaction], keys: dict[str, int]
-) -> None:
+def _restore_rows(rows: Any, table: Rows, unfinished: dict[int, Transaction], keys: Keys) -> None:
+    last = next(reversed(table), -1)
     for number, row in rows:
-        if type(number) is not int:
-            raise Malformed("something else where a number should be")
+        if type(number) is not int or not last < number < _NUMBERS:
+            raise Malformed("something else where the next number should be")
+        last = number
         if isinstance(row, bytes):
             table[number] = row
             key = msgpack.unpackb(row)[_KEY]

@@ -3,9 +3,9 @@
     python -m tests.bench.failover [--kills 50] [--large-kills 5] [--json FILE]
 
 Two participants hold nothing and vote prepared on everything. Transactions are begun, one branch of each is prepared,
-the prepares of the other wait on their way. Then the leader is gone, and what waited is lost. The clock runs until a new
-leader has asked again, decided them all, and every branch has heard it. A *kill* is SIGKILL; a *silent* host is SIGSTOP:
-nothing is closed, nobody is told. *transfer* is the time until another node leads, asked for by SIGTERM.
+the prepares of the other wait on their way. Then the leader is gone, and what waited is lost. The clock runs until a
+new leader has asked again, decided them all, and every branch has heard it. A *kill* is SIGKILL; a *silent* host is
+SIGSTOP: nothing is closed, nobody is told. *transfer* is the time until another node leads, asked for by SIGTERM.
 """
 
 import argparse

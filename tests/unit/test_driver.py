@@ -568,7 +568,7 @@ async def test_two_believe_that_they_lead(scripted: ScriptedParticipant) -> None
         assert not old.node.driver.leading
         with pytest.raises(NotLeader):
             await task
-        assert new_.node.ledger.keys == old.node.ledger.keys == {}
+        assert len(new_.node.ledger.keys) == len(old.node.ledger.keys) == 0
 
 
 # ------------------------------------------------------------------------------------------------ proposals that fail
@@ -833,7 +833,8 @@ async def test_forgetting_comes_after_the_retention_time_and_in_pieces(
         assert len(led.ledger) == 36
         clock.pass_s(2)
         await eventually(lambda: len(led.ledger) == 1)
-        assert set(led.ledger.keys) == {"young"}
+        assert len(led.ledger.keys) == 1
+        assert "young" in led.ledger.keys
         pieces = [entry for entry in led.entries() if isinstance(entry, Forgotten)]
         assert len(pieces) == 4, "ten at a time, and nothing asked for twice"
         assert [piece.floor for piece in pieces] == sorted({piece.floor for piece in pieces})

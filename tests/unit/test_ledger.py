@@ -90,7 +90,7 @@ def everything(ledger):
         ledger.leader,
         ledger.floor,
         dict(ledger.participants),
-        dict(ledger.keys),
+        ledger.keys.copy(),
         dict(ledger.unfinished),
         list(ledger._table.items()),
         b"".join(ledger.snapshot()()),
@@ -647,10 +647,11 @@ def test_every_step_keeps_the_invariants(log):
                 assert applied.txn == after, "packed and unpacked it is the same"
         assert list(ledger._table) == sorted(ledger._table)
         assert {n for n, row in ledger._table.items() if row is None} == set(ledger.unfinished)
-        for key, holder in ledger.keys.items():
-            txn = ledger.holder(key)
-            assert txn is not None
-            assert (txn.key, number(txn.gid)) == (key, holder)
+        keyed = [txn for txn in map(ledger._at, ledger._table) if txn is not None and txn.key is not None]
+        assert len(ledger.keys) == len(keyed)
+        for txn in keyed:
+            assert ledger.keys.get(txn.key) == number(txn.gid)
+            assert ledger.holder(txn.key) == txn
 
 
 @ANY
