@@ -349,7 +349,7 @@ class Driver:
         if knowledge is Knowledge.FORGOTTEN:
             return Gone(f"{gid} has been forgotten, or never was; its retention time is over")
         if knowledge is Knowledge.FOREIGN:
-            return NotFound(f"{gid!r:.100} is not a gid of cluster {self._config.cluster}")
+            return NotFound(f"{gid[:100]!r} is not a gid of cluster {self._config.cluster}")
         return NotFound(f"there is no transaction {gid}")
 
     def read(self, gid: str) -> Transaction:

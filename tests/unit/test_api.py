@@ -271,6 +271,11 @@ async def test_unknown_and_foreign_gids(shop: RunningNode) -> None:
             assert (reply.status, reply.code) == (404, "not_found"), (method, gid)
 
 
+async def test_a_long_foreign_gid_is_cut_within_its_quotes(shop: RunningNode) -> None:
+    reply = await shop.call("GET", f"/v1/transactions/{'x' * 300}")
+    assert reply.json["detail"] == f"'{'x' * 100}' is not a gid of cluster test"
+
+
 async def test_forgotten_gids_are_gone(null: Participant) -> None:
     clock = FakeClock()
     config = configs(limits=Limits(retention_s=900))[0]
