@@ -32,6 +32,10 @@ class Unverified(Unreachable):
     """Who answers could not prove to be who was asked for. Nothing was said to it, and asking again changes nothing."""
 
 
+class NotConnected(Unreachable):
+    """No connection came about, so nothing was said to anybody: it was not done."""
+
+
 class Answer(NamedTuple):
     """What came back. `body` is parsed JSON, or text when it was something else."""
 
@@ -81,7 +85,10 @@ class Caller:
         headers: Mapping[str, str] | None = None,
         within_s: float,
     ) -> Answer:
-        """One request to one URL. Raises `Unreachable` when no answer came within `within_s`, also `Unverified`."""
+        """One request to one URL. Raises `Unreachable` when no answer came within `within_s`.
+
+        Where that is certain it is the kind that says that nothing was heard: `NotConnected` or `Unverified`.
+        """
         assert self._session is not None, "used outside of its context"
         parts = urlsplit(url)
         if self._token is not None and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
@@ -109,6 +116,8 @@ class Caller:
         except aiohttp.ClientConnectorCertificateError as error:
             why = error.certificate_error
             raise Unverified(f"{url} cannot prove who it is ({why}); --ca names the authority to trust") from error
+        except aiohttp.ClientConnectorError as error:
+            raise NotConnected(f"{url} cannot be reached: {error}") from error
         except (aiohttp.ClientError, OSError) as error:
             raise Unreachable(f"{url} cannot be reached: {error}") from error
 
@@ -125,7 +134,8 @@ class Caller:
     ) -> Answer:
         """The same request to node after node until one answers with something else than 429 or 503.
 
-        Only for requests that may be heard twice. When time is up: the last answer, or `Unreachable` if there was none.
+        Only for requests that may be heard twice. When time is up: the last answer, or what the last node raised. That
+        is `NotConnected` only if all tries were, for a node that was heard of before may have done it.
         Pauses double up to a second, so that many who wait for one node do not keep it from starting.
 
         within_s: for all of it. try_s: for one node. start: which node is asked first.
@@ -133,6 +143,7 @@ class Caller:
         deadline_s = time.monotonic() + within_s
         last: Answer | Unreachable = Unreachable("no node to ask")
         tries = 0
+        perhaps_heard = False
         while self.urls:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
@@ -146,7 +157,9 @@ class Caller:
                 raise
             except Unreachable as error:
                 last = error
+                perhaps_heard |= not isinstance(error, NotConnected)
             else:
+                perhaps_heard = True
                 if last.status not in (429, 503):
                     return last
             # The other nodes are asked at once; a whole round without an answer is followed by a pause.
@@ -154,6 +167,8 @@ class Caller:
             if turn == 0:
                 pause_s = min(_LONGEST_PAUSE_S, _PAUSE_S * 2.0 ** min(rounds - 1, 10))
                 await asyncio.sleep(max(0.0, min(pause_s, deadline_s - time.monotonic())))
+        if isinstance(last, NotConnected) and perhaps_heard:
+            raise Unreachable(str(last)) from last
         if isinstance(last, Unreachable):
             raise last
         return last

@@ -9,9 +9,9 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
-from cluster.calls import Answer, Caller, Unreachable, Unverified
+from cluster.calls import Answer, Caller, NotConnected, Unreachable, Unverified
 from cluster.cli import FAILED, OK, UNKNOWN, USAGE, complain, print_json
 from cluster.layout import read_running
 from cluster.process import ProcessTrouble
@@ -40,6 +40,8 @@ def _run(arguments: argparse.Namespace, work: Callable[[argparse.Namespace, Call
         return complain(error, USAGE)
     except Unverified as error:
         return complain(error, FAILED)
+    except NotConnected as error:
+        return complain(f"it was not done: {error}; look at the cluster with `outlast status`", FAILED)
     except Unreachable as error:
         return complain(f"{error}; look at the cluster with `outlast status`", UNKNOWN)
 
@@ -47,6 +49,9 @@ def _run(arguments: argparse.Namespace, work: Callable[[argparse.Namespace, Call
 def _nodes(arguments: argparse.Namespace) -> tuple[Sequence[str], Path | None, Path | None]:
     """Whom to ask, the file of the token that they want, and of the authority that issued their certificates."""
     if arguments.url:
+        for url in arguments.url:
+            if not _is_base(url):
+                raise _Usage(f"--url {url} is not a node's URL, such as http://127.0.0.1:7400")
         return list(arguments.url), arguments.token_file, arguments.ca
     running = read_running(arguments.data)
     if running is None:
@@ -57,6 +62,17 @@ def _nodes(arguments: argparse.Namespace) -> tuple[Sequence[str], Path | None, P
     random.shuffle(alive)
     token_file = arguments.token_file or (Path(running.token_file) if running.token_file is not None else None)
     return alive, token_file, arguments.ca or (Path(running.ca) if running.ca is not None else None)
+
+
+def _is_base(url: str) -> bool:
+    """Whether paths can be put behind `url`."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:  # half a pair of brackets, or a port that is none
+        return False
+    plain = url.isprintable() and " " not in url and not (parts.query or parts.fragment)
+    return plain and parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
 
 
 def _token(file: Path | None) -> str | None:

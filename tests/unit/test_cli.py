@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from cluster.calls import Caller, Unreachable
+from cluster.calls import Caller, NotConnected, Unreachable
 from cluster.cli import main, parser
 from cluster.commands import local
 from cluster.layout import Running
@@ -128,7 +128,25 @@ def test_a_damaged_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
 
 def test_nobody_answers(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.commands.tx._PATIENCE_S", 0.05)
-    assert "cannot be reached" in complaint(capsys, 3, "tx", "list", "--url", "http://127.0.0.1:9")
+    monkeypatch.setattr("cluster.commands.tx._MARGIN_S", 0.05)
+    # Nobody was connected with, so it is certain that nothing was done.
+    for words in (["list"], ["submit", "--branch", "a={}", "--timeout", "0.01"]):
+        said = complaint(capsys, 1, "tx", *words, "--url", "http://127.0.0.1:9", "--url", "http://127.0.0.1:10")
+        assert "it was not done: " in said
+        assert "cannot be reached" in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("nonsense", "127.0.0.1:7400", "ftp://127.0.0.1", "http://", "http://[::1", "http://a:b", "http://a:99999"),
+        *("http://a:0", "http://a/?b=c", "http://a b", "http://a/#b", ""),
+    ],
+)
+@pytest.mark.parametrize("words", [["list"], ["show", "c-1-1"], ["abort", "c-1-1"], ["submit", "--branch", "a={}"]])
+def test_a_url_that_is_none(capsys: pytest.CaptureFixture[str], words: list[str], url: str) -> None:
+    said = complaint(capsys, 2, "tx", *words, "--url", "http://127.0.0.1:9", "--url", url)
+    assert f"--url {url} is not a node's URL" in said
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -313,11 +331,27 @@ async def test_a_call_goes_round_the_nodes(fake: tuple[FakeNode, str]) -> None:
         with pytest.raises(Unreachable):
             await caller.once("GET", "http://127.0.0.1:9/x", within_s=1)
     async with Caller(["http://127.0.0.1:9"]) as caller:
-        with pytest.raises(Unreachable, match="cannot be reached"):
+        with pytest.raises(NotConnected, match="cannot be reached"):
             await caller.anywhere("GET", "/x", within_s=0.05)
     async with Caller([]) as caller:
         with pytest.raises(Unreachable, match="no node"):
             await caller.anywhere("GET", "/x", within_s=0.05)
+
+
+async def test_who_was_heard_of_may_have_done_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last try could not connect; an earlier one lost its connection, and with it what became of the request."""
+    tries: list[str] = []
+
+    async def once(self: Caller, method: str, url: str, **_: Any) -> Any:
+        tries.append(url)
+        raise Unreachable("lost") if len(tries) == 1 else NotConnected(f"{url} cannot be reached")
+
+    monkeypatch.setattr(Caller, "once", once)
+    async with Caller(["http://127.0.0.1:9"]) as caller:
+        with pytest.raises(Unreachable, match="cannot be reached") as caught:
+            await caller.anywhere("POST", "/x", within_s=0.2)
+    assert len(tries) > 1
+    assert not isinstance(caught.value, NotConnected)
 
 
 async def test_the_last_answer_counts_when_time_is_up(fake: tuple[FakeNode, str]) -> None:
