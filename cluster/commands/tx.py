@@ -19,6 +19,9 @@ from cluster.process import ProcessTrouble
 _PATIENCE_S: Final = 10.0
 """For calls that wait for nothing: long enough for an election in between."""
 
+_PAGES_MAX: Final = 100
+"""A node looks at 20,000 transactions for a page, found or not: so many pages go through all that it can remember."""
+
 _DEFAULT_TIMEOUT_S: Final = 10.0
 _MARGIN_S: Final = 2.0
 """A node answers a call that waits by the transaction's timeout and one second more."""
@@ -185,19 +188,27 @@ def listing(arguments: argparse.Namespace) -> int:
 
 
 async def _list(arguments: argparse.Namespace, caller: Caller) -> int:
-    query = {"state": arguments.state, "after": arguments.after, "limit": arguments.limit}
-    path = f"/v1/transactions?{urlencode({name: value for name, value in query.items() if value is not None})}"
-    answer = await caller.anywhere("GET", path, within_s=_PATIENCE_S)
-    if answer.status != 200:
-        return _refused(arguments, answer)
+    found: list[dict[str, Any]] = []
+    after = arguments.after
+    # A page may be short, or empty, although more follow: a node looks at so many transactions at a time.
+    for _ in range(_PAGES_MAX):
+        query = {"state": arguments.state, "after": after, "limit": arguments.limit - len(found)}
+        path = f"/v1/transactions?{urlencode({name: value for name, value in query.items() if value is not None})}"
+        answer = await caller.anywhere("GET", path, within_s=_PATIENCE_S)
+        if answer.status != 200:
+            return _refused(arguments, answer)
+        found += answer.body["transactions"]
+        after = answer.body.get("next")
+        if after is None or len(found) >= arguments.limit:
+            break
     if arguments.json:
-        print_json(answer.body)
+        print_json({"transactions": found, "next": after})
         return OK
-    for txn in answer.body["transactions"]:
+    for txn in found:
         branches = ", ".join(f"{branch['branch']} {branch['state']}" for branch in txn["branches"])
         print(f"{txn['gid']:<20} {txn['state']:<11} {txn['started_at']}  {branches}")
-    if answer.body.get("next"):
-        print(f"more: --after {answer.body['next']}")
+    if after is not None:
+        print(f"more: --after {after}")
     return OK
 
 

@@ -302,7 +302,7 @@ async def test_show_list_abort(fake: tuple[FakeNode, str], tx: Tx) -> None:
     fake[0].answers = [(200, ABORTED)]
     assert (await tx("abort", "c-1-1"))[0] == 0
     fake[0].answers = [(200, {"transactions": [TXN], "next": "c-1-0"})]
-    status, stdout, _ = await tx("list", "--state", "committing", "--limit", "5")
+    status, stdout, _ = await tx("list", "--state", "committing", "--limit", "1")
     assert status == 0
     assert stdout.startswith("c-1-1 ")
     assert stdout.endswith("--after c-1-0\n")
@@ -310,8 +310,34 @@ async def test_show_list_abort(fake: tuple[FakeNode, str], tx: Tx) -> None:
         "/v1/transactions/c-1-1?wait=decided",
         "/v1/transactions/c-1-1/abort",
         "/v1/transactions/c-1-1/abort",
-        "/v1/transactions?state=committing&limit=5",
+        "/v1/transactions?state=committing&limit=1",
     ]
+
+
+async def test_list_goes_on_after_short_pages(
+    fake: tuple[FakeNode, str], tx: Tx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = [([], "c-1-9"), ([TXN], "c-1-5"), ([TXN, TXN], "c-1-2"), ([], None)]
+    fake[0].answers = [(200, {"transactions": rows, "next": after}) for rows, after in pages]
+    status, stdout, _ = await tx("list", "--state", "committing", "--limit", "3", "--json")
+    assert (status, json.loads(stdout)) == (0, {"transactions": [TXN] * 3, "next": "c-1-2"})
+    assert [path.partition("?")[2] for _, path, _, _ in fake[0].asked] == [
+        "state=committing&limit=3",
+        "state=committing&after=c-1-9&limit=3",
+        "state=committing&after=c-1-5&limit=2",
+    ]
+    status, stdout, _ = await tx("list")
+    assert (status, stdout) == (0, "")
+    # However many follow, it ends, and says where to go on.
+    monkeypatch.setattr("cluster.commands.tx._PAGES_MAX", 4)
+    fake[0].asked, fake[0].answers = [], [(200, {"transactions": [], "next": "c-1-1"})]
+    status, stdout, _ = await tx("list", "--state", "aborted")
+    assert (status, stdout, len(fake[0].asked)) == (0, "more: --after c-1-1\n", 4)
+    # A page that is refused is no end of the list.
+    fake[0].answers = [(200, {"transactions": [TXN], "next": "c-1-1"}), (422, {"detail": "no such gid"})]
+    status, stdout, stderr = await tx("list")
+    assert (status, stdout) == (1, "")
+    assert "no such gid" in stderr
 
 
 async def test_a_token_is_shown(fake: tuple[FakeNode, str], tx: Tx, tmp_path: Path) -> None:
