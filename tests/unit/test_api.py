@@ -661,6 +661,64 @@ async def test_what_is_no_http_is_a_bad_request(shop: RunningNode, raw: bytes) -
     assert (await shop.call("GET", "/healthz")).status == 200
 
 
+POST = b"POST /v1/transactions HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (b"\x00\xff\r\n\r\n", 400),
+        (b"GET\r\n\r\n", 400),
+        (b"GET / HTTP/9.9\r\n\r\n", 400),
+        (b"GET http://[::1 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\n\r\n", 400),
+        (b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\r\n\r\n", 400),
+        (POST + b"Content-Length: -1\r\n\r\n", 400),
+        (POST + b"Transfer-Encoding: rot13\r\n\r\n", 400),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (POST + b"Content-Encoding: br\r\nContent-Length: 1\r\n\r\nx", 415),
+        (POST + b"Expect: tea\r\nContent-Length: 2\r\n\r\n{}", 417),
+        (POST + b"X: " + b"a" * 20_000 + b"\r\n\r\n", 431),
+        (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 431),
+        (POST + b"".join(b"X%d: y\r\n" % i for i in range(300)) + b"\r\n", 431),
+    ],
+    ids=lambda raw: repr(raw[-25:]) if isinstance(raw, bytes) else None,
+)
+async def test_errors_of_http_itself_are_problems_and_no_news(
+    shop: RunningNode, caplog: pytest.LogCaptureFixture, raw: bytes, status: int
+) -> None:
+    caplog.set_level(logging.INFO)
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(shop.url.rpartition(":")[2]))
+    caplog.clear()
+    writer.write(raw)
+    async with asyncio.timeout(10):
+        head, _, text = (await reader.read()).partition(b"\r\n\r\n")  # the node closes: what follows is unknown
+    writer.close()
+    assert re.match(rb"HTTP/1\.\d (\d+) ", head)[1] == b"%d" % status  # type: ignore[index]
+    assert b"Content-Type: application/problem+json" in head
+    problem = json.loads(text)
+    assert (problem["status"], problem["code"]) == (status, "malformed")
+    assert problem["detail"].isprintable()
+    assert len(problem["detail"]) < 300
+    # Anybody can send this, as often as they like: it must fill no log.
+    assert caplog.records == []
+
+
+async def test_a_body_that_breaks_after_its_answer_is_no_news(
+    shop: RunningNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "coordinator.listening")
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(shop.url.rpartition(":")[2]))
+    writer.write(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n")
+    assert b" 404 " in await reader.readuntil(b"}")
+    caplog.clear()
+    writer.write(b"abcd")
+    async with asyncio.timeout(10):
+        await reader.read()
+    writer.close()
+    assert [record.levelname for record in caplog.records] == ["DEBUG"], "else this does not try what it is to try"
+
+
 async def test_a_client_that_goes_away_leaves_nothing_behind(shop: RunningNode, scripted: ScriptedParticipant) -> None:
     scripted.rule = on("prepare", hang)
     await shop.register("slow", scripted.url)
