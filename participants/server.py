@@ -8,7 +8,8 @@
 The parts: `intake` turns messages into batches, the resource manager answers them, `resolver` asks about branches that
 were left in doubt, and this module translates between them and HTTP. Errors are problem+json (RFC 9457) with a `code`:
 
-    400 malformed          401 unauthenticated    403 forbidden          404 not_found      405 method_not_allowed
+    400, 415, 417, 431 malformed (also what is no HTTP at all)
+    401 unauthenticated    403 forbidden          404 not_found      405 method_not_allowed
     408 slow_body          413 too_large          415 unsupported_media_type
     503 unavailable (nothing is known of this message: ask again)
 
@@ -46,10 +47,11 @@ from coordinator.codec import (
 )
 from coordinator.protocol.messages import Answer, Pending
 from participants.intake import Intake, Outcome
+from participants.listening import Site
 from participants.manager import Envelope, ResourceManager, Unavailable
 from participants.resolver import Resolver
 from participants.settings import ServerSettings, SettingsError, is_loopback
-from participants.tls import TlsSite, coordinator_context, reload, server_context
+from participants.tls import coordinator_context, reload, server_context
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +92,10 @@ class Problem(Exception):
 
 
 _UNAVAILABLE: Final = Problem(503, "unavailable", "nothing is known of this message; ask again")
+
+
+def _malformed(status: int, detail: str) -> web.Response:
+    return Problem(status, "malformed", detail).response()
 
 
 class Participant:
@@ -145,10 +151,7 @@ class Participant:
         # aiohttp waits so long twice: for requests that are whole, and then for all, bodies that never come included.
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=self._settings.stop_within_s / 2)
         await self._runner.setup()
-        if self._tls is None:
-            await web.TCPSite(self._runner, host, port).start()
-        else:
-            await TlsSite(self._runner, host, port, self._tls).start()
+        await Site(self._runner, host, port, self._tls, _malformed).start()
         self.port = self._runner.addresses[0][1]
         self.url = f"http{'' if self._tls is None else 's'}://{f'[{host}]' if ':' in host else host}:{self.port}"
         self._resolver.start(found, tls=trusted)

@@ -3,21 +3,18 @@
 The coordinator has its own, larger version of this: participants share nothing with it but the vocabulary.
 """
 
-import asyncio
 import logging
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from aiohttp import web
 from cryptography import x509
 
 from participants.settings import ServerSettings, SettingsError
 
 _log = logging.getLogger(__name__)
 
-HANDSHAKE_TIMEOUT_S: Final = 5.0
 EXPIRES_SOON: Final = timedelta(days=30)
 """A certificate with less than this left is warned of at every start."""
 
@@ -93,24 +90,3 @@ def _check(path: Path, what: str, now: datetime) -> None:
         raise SettingsError(f"{what}: {path} is valid from {begins:%Y-%m-%d} to {ends:%Y-%m-%d %H:%M} UTC, not now")
     if ends - now < EXPIRES_SOON:
         _log.warning("%s: %s expires on %s UTC; put a new one in its place", what, path, f"{ends:%Y-%m-%d %H:%M}")
-
-
-class TlsSite(web.BaseSite):
-    """A listening place as aiohttp has it, with a deadline for handshakes: its own leaves them a minute."""
-
-    def __init__(self, runner: web.AppRunner, host: str, port: int, context: ssl.SSLContext) -> None:
-        super().__init__(runner, ssl_context=context)
-        self._where = (host, port)
-
-    @property
-    def name(self) -> str:
-        """For aiohttp's listings."""
-        return "https://{}:{}".format(*self._where)
-
-    async def start(self) -> None:
-        """Listen. Raises OSError."""
-        await super().start()
-        assert self._runner.server is not None, "aiohttp refuses a runner that is not set up"
-        self._server = await asyncio.get_running_loop().create_server(
-            self._runner.server, *self._where, ssl=self._ssl_context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
-        )

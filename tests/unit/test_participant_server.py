@@ -239,6 +239,40 @@ async def test_a_method_that_is_not_allowed_is_told_which_is():
         assert (response.status, response.headers["Allow"]) == (405, "POST")
 
 
+PREPARE = b"POST /prepare HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (b"\x00\xff\r\n\r\n", 400),
+        (b"GET / HTTP/9.9\r\n\r\n", 400),
+        (PREPARE + b"Transfer-Encoding: rot13\r\n\r\n", 400),
+        (PREPARE + b"Content-Encoding: br\r\nContent-Length: 1\r\n\r\nx", 415),
+        (PREPARE + b"Expect: tea\r\nContent-Length: 2\r\n\r\n{}", 417),
+        (PREPARE + b"X: " + b"a" * 20_000 + b"\r\n\r\n", 431),
+        (PREPARE + b"".join(b"X%d: y\r\n" % i for i in range(300)) + b"\r\n", 431),
+    ],
+    ids=lambda raw: repr(raw[-25:]) if isinstance(raw, bytes) else None,
+)
+async def test_errors_of_http_itself_are_problems_and_no_news(caplog, raw, status):
+    caplog.set_level(logging.INFO)
+    async with serving() as caller:
+        reader, writer = await asyncio.open_connection("127.0.0.1", caller.participant.port)
+        caplog.clear()
+        writer.write(raw)
+        async with asyncio.timeout(DEADLINE_S):
+            head, _, text = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+        assert caplog.records == []  # anybody can send this, as often as they like
+    assert head.split()[1] == b"%d" % status
+    assert b"Content-Type: application/problem+json" in head
+    problem = json.loads(text)
+    assert (problem["status"], problem["code"]) == (status, "malformed")
+    assert problem["detail"]
+
+
 async def test_a_body_that_never_ends_is_given_up():
     async with serving(body_within_s=0.05) as caller:
         reader, writer = await asyncio.open_connection("127.0.0.1", caller.participant.port)

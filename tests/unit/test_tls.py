@@ -689,7 +689,7 @@ async def test_a_participants_certificate_is_read_anew(pki: Pki, caplog: pytest.
 
 
 async def test_a_silent_caller_of_a_participant_has_a_deadline(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("participants.tls.HANDSHAKE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("participants.listening.HANDSHAKE_TIMEOUT_S", 0.2)
     pair = pki.participant("stock")
     async with serving(certificate=pair.certificate, key=pair.key) as participant:
         reader, writer = await asyncio.open_connection("127.0.0.1", participant.port)
