@@ -59,6 +59,8 @@ class _Sending:
     since_s: float = 0.0
     busy: bool = True
     """A thread is at it."""
+    repeated: bool = False
+    """The last piece was sent again: the follower may want another, even an earlier one."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -106,6 +108,7 @@ class CatchUp:
             sending = self._sending[peer] = _Sending(since_s=self._clock.monotonic_s())
             self._spawn(self._begin(peer, term, sending))
         elif not sending.busy and self._clock.monotonic_s() - sending.since_s > self._repeat_s:
+            sending.repeated = True
             self._say_piece(peer, term, sending)
 
     def got(self, peer: str, term: int, message: Message) -> None:
@@ -116,7 +119,11 @@ class CatchUp:
         if message["done"]:
             self.forget(peer)
             self._owner.caught_up(peer, message["index"])
-        elif not sending.busy and message["offset"] < sending.snapshot.size:
+            return
+        # An answer that comes twice, or late, must not set off a second train of pieces beside the first.
+        goes_on = message["offset"] > sending.offset or (sending.repeated and message["offset"] != sending.offset)
+        if goes_on and not sending.busy and message["offset"] < sending.snapshot.size:
+            sending.repeated = False
             sending.offset = message["offset"]
             self._say_piece(peer, term, sending)
 

@@ -194,6 +194,7 @@ class Cluster:
         self._sync_s = sync_s
         self.powerless = 0
         self.installed = 0
+        self.cramped = 0
         self._clients: set[asyncio.Task[None]] = set()
 
     async def start(self, node: str) -> None:

@@ -37,7 +37,16 @@ async def chaos(cluster: Cluster) -> list[str]:
                 await asyncio.sleep(rng.uniform(0, 0.004))
         leader = cluster.leader()
         disaster = rng.choice(
-            ("kill the leader", "kill the leader", "cut it off", "cut one link", "none", "no power", "no power for two")
+            (
+                "kill the leader",
+                "kill the leader",
+                "cut it off",
+                "cut one link",
+                "none",
+                "no power",
+                "no power for two",
+                "no room",
+            )
         )
         if leader is not None and disaster == "kill the leader":
             await cluster.kill(leader)
@@ -45,13 +54,22 @@ async def chaos(cluster: Cluster) -> list[str]:
             for other in NODES:
                 if other != leader:
                     cluster.network.cut(leader, other)
+        elif disaster == "no room":
+            for node in rng.sample(NODES, rng.randrange(1, 4)):
+                disk = cluster.disks[node]
+                disk.room = (disk.sectors_used() + rng.randrange(20)) * 512
+                cluster.cramped += 1
         elif disaster.startswith("no power"):
             for node in NODES if disaster == "no power" else rng.sample(NODES, 2):
                 await cluster.kill(node, power=True)
         elif disaster == "cut one link":
             cluster.network.cut(*rng.sample(NODES, 2))
-        await asyncio.sleep(rng.uniform(0, 1.5))
+        for _ in range(rng.randrange(0, 60)):
+            cluster.propose()
+            await asyncio.sleep(rng.uniform(0, 0.04))
         cluster.network.heal()
+        for disk in cluster.disks.values():
+            disk.room = None
         for node in NODES:
             if node not in cluster.logs:
                 await cluster.start(node)
@@ -128,6 +146,7 @@ def test_the_disasters_happen() -> None:
     assert sum(len(cluster.leaders) for cluster in lives) > 2 * len(lives)
     assert sum(len(cluster.acknowledged) for cluster in lives) > 10 * len(lives)
     assert sum(cluster.installed for cluster in lives) > 0
+    assert sum(cluster.cramped for cluster in lives) > 0
     assert sum(cluster.powerless for cluster in lives) > len(lives)
     assert sum(cluster.network.lost for cluster in lives) > 0
     assert sum(cluster.network.repeated for cluster in lives) > 0
