@@ -142,7 +142,7 @@ def test_words_that_leave_before_the_disk_holds_them_are_noticed(log_type: type[
 
 
 def test_the_disasters_happen() -> None:
-    lives = [lived_through(seed, unruly=True)[0] for seed in range(10)]
+    lives = [lived_through(seed, unruly=True)[0] for seed in range(20)]
     assert sum(len(cluster.leaders) for cluster in lives) > 2 * len(lives)
     assert sum(len(cluster.acknowledged) for cluster in lives) > 10 * len(lives)
     assert sum(cluster.installed for cluster in lives) > 0
