@@ -323,6 +323,9 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             self._prevote.cancel()
             return
         if self._prevote.is_due(term, now_s):
+            if self._prevote.term == term:
+                # The leader was asked, too, and has not answered.
+                self._SyncObj__raftLeader = None
             self._prevote.begin(term, now_s)
             last = self.last_index
             question = {"type": "pre_vote", "term": term, "last_log_index": last, "last_log_term": self.term_at(last)}

@@ -203,6 +203,19 @@ def test_a_leader_that_answers_late_is_not_deposed() -> None:
     alone(scenario)
 
 
+def test_who_hears_from_nobody_knows_no_leader() -> None:
+    async def scenario(node: Alone) -> None:
+        node.heartbeat()
+        assert node.log.leadership().leader == "n2"
+        await _polls(node)
+        await asyncio.sleep(0.1)
+        assert node.told[-1] == node.log.leadership() == Leadership(term=1, leader=None, is_leader=False)
+        node.heartbeat()
+        assert node.log.leadership().leader == "n2"
+
+    alone(scenario)
+
+
 def test_a_leader_that_does_not_answer_is() -> None:
     async def scenario(node: Alone) -> None:
         await _polls(node)
