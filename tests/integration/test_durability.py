@@ -1,6 +1,8 @@
 """What was told is there, whatever happens to processes and disks while the log is compacted under load."""
 
 import asyncio
+import contextlib
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,9 @@ from typing import Any
 import pytest
 
 from cluster.local import LocalCluster
+from cluster.process import ProcessTrouble
 from tests.integration.shop_world import ShopWorld
-from tests.integration.world import eventually
+from tests.integration.world import PATIENCE_S, eventually
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
@@ -133,3 +136,42 @@ async def test_a_full_disk_stops_nobody_else_and_there_is_no_harm_once_there_is_
             await world.told(50)
             await world.cluster.start_node(others[0])
         await world.verify()
+
+
+async def test_a_follower_that_pauses_deposes_nobody(tmp_path: Path) -> None:
+    async with ShopWorld(tmp_path, seed=35) as world:
+        leader = await world.cluster.wait_for_leader()
+        async with world.load():
+            for node in world.cluster.nodes:
+                if node != leader.node:
+                    for pause_s in (0.5, 2.0):
+                        assert world.cluster.pause(node)
+                        await asyncio.sleep(pause_s)
+                        assert world.cluster.resume(node)
+                        await world.told(20)
+        assert (await world.cluster.wait_for_leader()).epoch == leader.epoch
+        await world.verify()
+
+
+async def test_a_damaged_log_is_refused_in_one_clear_line(tmp_path: Path) -> None:
+    async with CompactingWorld(tmp_path, seed=36) as world:
+        world.expected_lines += ["is damaged at byte"]
+        async with world.load():
+            await world.told(20)
+        leader = await world.cluster.wait_for_leader()
+        node = next(node for node in world.cluster.nodes if node != leader.node)
+        await world.settled()
+        await world.cluster.kill(node)
+        segment = min(world.data(node).glob("*.segment"))
+        content = bytearray(segment.read_bytes())
+        content[600] ^= 0xFF
+        segment.write_bytes(content)
+        # Its API listens before its log is read, so whoever starts it may or may not be told.
+        with contextlib.suppress(ProcessTrouble):
+            await world.cluster.start_node(node)
+        process = world.cluster.process(node)
+        await process.gone(within_s=PATIENCE_S)
+        last = process.program.log.read_text().splitlines()[-1]
+        assert re.search(rf"CRITICAL coordinator: node {node} cannot start: .*\.segment is damaged .* rejoin", last)
+        await world.cluster.kill(node)
+        await world.verify(nodes=world.cluster.running)
