@@ -5,6 +5,7 @@ import asyncio
 import logging
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import uvloop
@@ -17,6 +18,7 @@ from cluster.replication.settings import RaftSettings
 from cluster.replication.solo import SoloLog
 from cluster.replication.transport import SocketTransport
 from coordinator.config import ConfigError, NodeConfig, split_address
+from coordinator.descriptors import make_room
 from coordinator.node import Node
 from coordinator.tls import Tls, identifier
 
@@ -31,7 +33,8 @@ def run(config: NodeConfig) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
-    return uvloop.run(_serve(config, Tls.load(config)))
+    limits = replace(config.limits, max_connections=make_room(config.limits.max_connections))
+    return uvloop.run(_serve(replace(config, limits=limits), Tls.load(config)))
 
 
 async def _serve(config: NodeConfig, tls: Tls) -> int:

@@ -35,6 +35,7 @@ def valid_name(text: str) -> bool:
 class Limits:
     """Bounds on what a client, a participant or time can make a node hold.
 
+    max_connections: of clients and other nodes with the API; one more is told 503, and closed.
     max_body_bytes: of an HTTP request.
     max_branches: of one transaction.
     max_payload_bytes: of one branch, as JSON text.
@@ -53,6 +54,7 @@ class Limits:
     compact_log_bytes: a snapshot takes the place of older log once so much has been logged since the last one.
     """
 
+    max_connections: int = 4_096
     max_body_bytes: int = 1 << 20
     max_branches: int = 32
     max_payload_bytes: int = 64 << 10
@@ -94,6 +96,8 @@ class Timing:
     participant_timeout_s: until a request to a participant counts as unanswered.
     connect_timeout_s: until connecting to one counts as failed.
     backoff_min_s, backoff_max_s: between tries of a participant that does not answer; doubled each time, jittered.
+    first_request_s: until who connects must have sent the head of a request, or is cut off.
+    idle_s: until a connection is closed on which no other request comes.
     stop_grace_s: how long a stopping node waits for clients that wait for their decision.
     housekeeping_s: between looks at what may be forgotten.
     """
@@ -103,6 +107,8 @@ class Timing:
     connect_timeout_s: float = 1.0
     backoff_min_s: float = 0.05
     backoff_max_s: float = 2.0
+    first_request_s: float = 10.0
+    idle_s: float = 75.0
     stop_grace_s: float = 5.0
     housekeeping_s: float = 5.0
 

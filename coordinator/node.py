@@ -67,7 +67,9 @@ class Node:
             api.application(), access_log=None, shutdown_timeout=self.config.timing.stop_grace_s / 2
         )
         await self._runner.setup()
-        await listen(self._runner, host, port, self._tls.api_server)
+        await listen(
+            self._runner, host, port, self._tls.api_server, limits=self.config.limits, timing=self.config.timing
+        )
         await self.driver.start()
         _log.info("node %s of cluster %s listens on %s", self.config.node, self.config.cluster, self.config.me.url)
 

@@ -26,6 +26,9 @@ PASSED_ON: Final = "Outlast-Passed-On"
 LEADER_PATIENCE_S: Final = 2.5
 """How long a request waits for somebody to lead; keeps "503 within 3 s"."""
 
+_NOT_THERE_CODES: Final = ("no_leader", "shutting_down", "too_many_connections")
+"""Of answers that say that the node asked has not even begun."""
+
 PASSED_ON_PATIENCE_S: Final = 0.5
 """The same for a request that another node has passed on, and that will look elsewhere then."""
 
@@ -189,7 +192,7 @@ class Relay:
                 allow_redirects=False,
             ) as response:
                 answer = await response.read()
-                if response.status == 503 and response.headers.get("Outlast-Code") in ("no_leader", "shutting_down"):
+                if response.status == 503 and response.headers.get("Outlast-Code") in _NOT_THERE_CODES:
                     raise _TryNext(perhaps_done=False)
                 kept = {name: response.headers[name] for name in _COPIED if name in response.headers}
                 kept[LEADER] = url

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from coordinator.config import Limits, Timing
 from participants.server import Participant
 from tests.support.clocks import FakeClock
 from tests.support.logs import Replicas
-from tests.support.nodes import RunningNode, configs, running
+from tests.support.nodes import QUICK, RunningNode, configs, running
 from tests.support.participants import ScriptedParticipant, hang, honest, http, on, refusing
 from tests.support.waiting import eventually
 
@@ -773,6 +774,72 @@ async def test_pages_of_other_sites_may_not_use_a_node(shop: RunningNode) -> Non
 
 
 # ------------------------------------------------------------------------------------------------ backpressure
+
+
+async def dial(node: RunningNode) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", int(node.url.rpartition(":")[2]))
+
+
+async def healthy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    """What `GET /healthz` brings on a connection that is kept; of one that is closed at once, its last words."""
+    try:
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(10):
+            return await reader.readuntil(b"}")
+    except (ConnectionError, asyncio.IncompleteReadError):
+        return b""
+
+
+async def test_connections_are_bounded_and_who_is_connected_is_answered(caplog: pytest.LogCaptureFixture) -> None:
+    async with running(configs(limits=Limits(max_connections=2))[0]) as node:
+        first, idler = await dial(node), await dial(node)
+        assert b" 200 OK" in await healthy(*first)
+        for _ in range(3):
+            reader, writer = await dial(node)
+            async with asyncio.timeout(10):
+                head, _, text = (await reader.read()).partition(b"\r\n\r\n")
+            writer.close()
+            assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+            for line in (
+                b"Retry-After: 1",
+                b"Content-Type: application/problem+json",
+                b"Content-Length: %d" % len(text),
+            ):
+                assert line in head.split(b"\r\n")
+            problem = json.loads(text)
+            assert (problem["status"], problem["code"]) == (503, "too_many_connections")
+        # However many are turned away, the log tells it once in a while.
+        assert [record.levelname for record in caplog.records if "turned away" in record.message] == ["WARNING"]
+        assert b" 200 OK" in await healthy(*first)
+        assert node.node.driver.leading
+        idler[1].close()
+        answers = []
+        while b" 200 OK" not in b"".join(answers):  # the node notices in its own time that there is room
+            reader, writer = await dial(node)
+            answers.append(await healthy(reader, writer))
+            writer.close()
+        first[1].close()
+
+
+@pytest.mark.parametrize("half", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: x\r\n"])
+async def test_who_sends_no_request_is_cut_off(half: bytes) -> None:
+    async with running(configs(timing=replace(QUICK, first_request_s=0.05))[0]) as node:
+        reader, writer = await dial(node)
+        writer.write(half)
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+        writer.close()
+
+
+@pytest.mark.parametrize("half", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n"])
+async def test_who_sends_no_other_request_is_cut_off(half: bytes) -> None:
+    async with running(configs(timing=replace(QUICK, first_request_s=0.05, idle_s=0.3))[0]) as node:
+        reader, writer = await dial(node)
+        assert b" 200 OK" in await healthy(reader, writer)
+        writer.write(half)
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+        writer.close()
 
 
 async def test_too_many_in_flight_is_429_and_passes(scripted: ScriptedParticipant) -> None:

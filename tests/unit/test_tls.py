@@ -534,6 +534,18 @@ async def test_slow_clients_have_a_deadline(pki: Pki, monkeypatch: pytest.Monkey
             assert await status(session, f"{node.url}/healthz") == 200
 
 
+async def test_connections_are_bounded_behind_tls_too(pki: Pki) -> None:
+    (config,) = pki.cluster()
+    config = replace(config, limits=replace(config.limits, max_connections=1))
+    host, port = config.me.api.split(":")
+    async with running(config):
+        _, idler = await asyncio.open_connection(host, int(port), ssl=pki.dialer())
+        reader, writer = await asyncio.open_connection(host, int(port), ssl=pki.dialer())
+        assert b'"code":"too_many_connections"' in await until_closed(reader)
+        await close(writer)
+        await close(idler)
+
+
 async def test_old_versions_are_refused(pki: Pki) -> None:
     (config,) = pki.cluster()
     async with running(config) as node:
