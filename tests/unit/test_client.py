@@ -371,7 +371,7 @@ async def test_what_may_have_been_done_is_said_to_be_unknown(raw: bytes | None) 
             await client.get(GID, patience_s=0.1)
 
 
-@pytest.mark.parametrize("code", ["no_leader", "shutting_down"])
+@pytest.mark.parametrize("code", ["no_leader", "shutting_down", "too_many_connections"])
 async def test_what_was_certainly_not_done_is_said_to_be_unavailable(code: str) -> None:
     async with scripted_nodes(each(problem(503, code))) as nodes, nodes.client() as client:
         with pytest.raises(Unavailable) as caught:

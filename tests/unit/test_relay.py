@@ -97,10 +97,11 @@ async def test_a_leader_that_took_it_and_died_may_have_done_it(
     assert (reply.status, reply.code) == (503, "unknown")
 
 
-async def test_a_leader_that_says_that_it_is_none_has_not_done_it(
-    follower: RunningNode, replicas: Replicas, leader: Leader
+@pytest.mark.parametrize("code", [b"shutting_down", b"too_many_connections"])
+async def test_a_leader_that_says_that_it_has_not_begun_has_not_done_it(
+    follower: RunningNode, replicas: Replicas, leader: Leader, code: bytes
 ) -> None:
-    leader.answer = b"HTTP/1.1 503 No\r\nOutlast-Code: shutting_down\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
+    leader.answer = b"HTTP/1.1 503 No\r\nOutlast-Code: %s\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n" % code
     reply = await asked_when_nobody_leads_any_more(follower, replicas, leader, "POST", "/v1/transactions", BODY)
     assert (reply.status, reply.code) == (503, "no_leader")
 
