@@ -250,4 +250,7 @@ def recover(
     return None
 
 
-_WAY_BACK: Final = "what this node has acknowledged may be lost. Move the folder away, and let the node rejoin, empty"
+_WAY_BACK: Final = (
+    "what this node has acknowledged may be lost. Move the folder away, and start the node empty while all others run "
+    "(docs/DISKS.md)"
+)
