@@ -56,8 +56,8 @@ async def _serve(config: NodeConfig, tls: Tls) -> int:
     try:
         await node.start()
     except (OSError, CannotStart) as error:
+        await node.abandon()
         _log.critical("node %s cannot start: %s", config.node, error)
-        await node.driver.stop()
         return 1
     await over.wait()
     if fatal:

@@ -73,6 +73,12 @@ class Node:
         await self.driver.start()
         _log.info("node %s of cluster %s listens on %s", self.config.node, self.config.cluster, self.config.me.url)
 
+    async def abandon(self) -> None:
+        """Let go of everything after `start` has failed: nothing was promised yet."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+        await self.driver.stop()
+
     async def stop(self) -> None:
         """Hand leadership over, let those who wait have their answers, and close. Nothing is lost: all is logged."""
         try:

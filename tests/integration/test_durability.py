@@ -53,7 +53,8 @@ async def test_nodes_are_killed_while_they_compact(tmp_path: Path) -> None:
                 await world.cluster.start_node(node)
                 await world.ready(node)
         for node in world.cluster.nodes:
-            assert len(world.snapshots(node)) == 2
+            # One that was killed between naming a new one and removing the oldest keeps that until the next.
+            assert 2 <= len(world.snapshots(node)) <= 3
         await world.verify()
 
 
