@@ -7,7 +7,7 @@ import asyncio
 import json
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple
@@ -20,6 +20,7 @@ from coordinator.config import ConfigError, is_loopback
 MAX_ANSWER_BYTES: Final = 16 << 20
 """A page of a thousand transactions is far below it."""
 
+_PART_BYTES: Final = 64 << 10
 _PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 
@@ -89,14 +90,11 @@ class Caller:
 
         Where that is certain it is the kind that says that nothing was heard: `NotConnected` or `Unverified`.
         """
-        assert self._session is not None, "used outside of its context"
-        parts = urlsplit(url)
-        if self._token is not None and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-            raise Unverified(f"{url}: a token goes beyond loopback only over TLS; use an https URL")
+        session = self._session_for(url)
         data = None if body is None else json.dumps(body).encode()
         wanted = {"Content-Type": "application/json", **(headers or {})} if data is not None else headers
         try:
-            async with self._session.request(
+            async with session.request(
                 method,
                 url,
                 data=data,
@@ -111,15 +109,54 @@ class Caller:
                         raise Unreachable(f"{url} answers more than {MAX_ANSWER_BYTES} bytes")
                     text += await response.content.read(MAX_ANSWER_BYTES)
                 return Answer(response.status, _parsed(text), _seconds(response.headers.get("Retry-After")))
-        except TimeoutError as error:
-            raise Unreachable(f"{url} did not answer within {within_s:g} s") from error
-        except aiohttp.ClientConnectorCertificateError as error:
-            why = error.certificate_error
-            raise Unverified(f"{url} cannot prove who it is ({why}); --ca names the authority to trust") from error
-        except aiohttp.ClientConnectorError as error:
-            raise NotConnected(f"{url} cannot be reached: {error}") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise Unreachable(f"{url} cannot be reached: {error}") from error
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise _unreachable(url, error, f"did not answer within {within_s:g} s") from error
+
+    def _session_for(self, url: str) -> aiohttp.ClientSession:
+        """Raises `Unverified` where the token must not go."""
+        assert self._session is not None, "used outside of its context"
+        parts = urlsplit(url)
+        if self._token is not None and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            raise Unverified(f"{url}: a token goes beyond loopback only over TLS; use an https URL")
+        return self._session
+
+    async def download(self, url: str, take: Callable[[bytes], object], *, stall_s: float) -> Answer | None:
+        """GET a body of any length, part by part; what was answered instead if it was not 200.
+
+        stall_s: until nothing moving counts as no answer. Raises `Unreachable`, also when the body breaks off, and what
+        `take` raises.
+        """
+        session = self._session_for(url)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall_s, sock_read=stall_s)
+        try:
+            async with session.get(url, allow_redirects=False, timeout=timeout) as response:
+                if response.status != 200:
+                    text = await response.content.read(MAX_ANSWER_BYTES)
+                    return Answer(response.status, _parsed(text), _seconds(response.headers.get("Retry-After")))
+                async for part in response.content.iter_chunked(_PART_BYTES):
+                    take(part)
+                return None
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise _unreachable(url, error, f"said nothing for {stall_s:g} s") from error
+
+    async def upload(self, url: str, parts: Iterable[bytes], *, size: int, stall_s: float) -> Answer:
+        """POST a body of `size` bytes, part by part. Raises `Unreachable`."""
+        session = self._session_for(url)
+
+        async def body() -> AsyncIterator[bytes]:
+            for part in parts:
+                yield part
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall_s, sock_read=stall_s)
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+        try:
+            async with session.post(
+                url, data=body(), headers=headers, allow_redirects=False, timeout=timeout
+            ) as response:
+                text = await response.content.read(MAX_ANSWER_BYTES)
+                return Answer(response.status, _parsed(text), _seconds(response.headers.get("Retry-After")))
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise _unreachable(url, error, f"said nothing for {stall_s:g} s") from error
 
     async def anywhere(
         self,
@@ -172,6 +209,19 @@ class Caller:
         if isinstance(last, Unreachable):
             raise last
         return last
+
+
+def _unreachable(url: str, error: Exception, silence: str) -> Unreachable:
+    match error:
+        case TimeoutError():
+            return Unreachable(f"{url} {silence}")
+        case aiohttp.ClientConnectorCertificateError():
+            why = error.certificate_error
+            return Unverified(f"{url} cannot prove who it is ({why}); --ca names the authority to trust")
+        case aiohttp.ClientConnectorError():
+            return NotConnected(f"{url} cannot be reached: {error}")
+        case _:
+            return Unreachable(f"{url} cannot be reached: {error}")
 
 
 def trusting(ca: Path) -> ssl.SSLContext:

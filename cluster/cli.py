@@ -82,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     _add_cluster_commands(commands)
     _add_serving_commands(commands)
     _add_tx_commands(commands)
+    _add_copy_commands(commands)
     _add_certs_command(commands)
     _add_demo_command(commands)
     return root
@@ -280,11 +281,30 @@ def _add_tx_commands(commands: "_Commands[argparse.ArgumentParser]") -> None:
     )
     abort.add_argument("gid")
     for command in (submit, show, listing, abort):
-        command.add_argument("--url", action="append", default=[], help="a node; else those of --data are asked")
-        command.add_argument("--token-file", type=Path, metavar="FILE", help="holds the bearer token to show")
-        command.add_argument("--ca", type=Path, metavar="FILE", help="who issued the nodes' certificates, for https")
-        _data(command)
-        _json(command)
+        _nodes(command)
+
+
+def _nodes(command: argparse.ArgumentParser) -> None:
+    """Whom to ask, and how."""
+    command.add_argument("--url", action="append", default=[], help="a node; else those of --data are asked")
+    command.add_argument("--token-file", type=Path, metavar="FILE", help="holds the bearer token to show")
+    command.add_argument("--ca", type=Path, metavar="FILE", help="who issued the nodes' certificates, for https")
+    _data(command)
+    _json(command)
+
+
+def _add_copy_commands(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    backup = _command(
+        commands,
+        "backup",
+        "copies:backup",
+        "copy all that a running cluster remembers into one file",
+        "outlast backup monday.outlast",
+        "outlast backup --verify monday.outlast      whether a copy is whole, and what it is of",
+    )
+    backup.add_argument("file", type=Path, metavar="FILE", help="must not be there yet")
+    backup.add_argument("--verify", action="store_true", help="read a copy that is there; no cluster is asked")
+    _nodes(backup)
 
 
 def _add_certs_command(commands: "_Commands[argparse.ArgumentParser]") -> None:

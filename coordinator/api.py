@@ -20,6 +20,7 @@ from cluster.replication.log import ReplicatedLog
 from coordinator import parsing, rendering
 from coordinator.codec import JSON_TYPE, json_bytes
 from coordinator.config import NodeConfig
+from coordinator.copying import Copying
 from coordinator.driver import Driver
 from coordinator.errors import (
     BadRequest,
@@ -80,6 +81,7 @@ class Api:
         self._clock = clock
         self._metrics = metrics
         self._relay = Relay(config=config, driver=driver, log=log, clock=clock, tls=tls)
+        self._copying = Copying(config=config, driver=driver, ledger=ledger, clock=clock, relay=self._relay)
 
     def application(self) -> web.Application:
         """An aiohttp application with all routes."""
@@ -96,6 +98,7 @@ class Api:
                 web.get("/v1/participants/{name}", self._participant),
                 web.delete("/v1/participants/{name}", self._unregister),
                 web.get("/v1/cluster", self._cluster),
+                *self._copying.routes(),
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._render_metrics),

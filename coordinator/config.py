@@ -52,6 +52,8 @@ class Limits:
     max_batch: messages in one request to a participant.
     max_command_bytes: entries are put into one log command up to this size.
     compact_log_bytes: a snapshot takes the place of older log once so much has been logged since the last one.
+    max_backups: copies of the ledger that a leader streams at once.
+    max_restore_bytes: of a copy that is restored.
     """
 
     max_connections: int = 4_096
@@ -72,6 +74,8 @@ class Limits:
     max_batch: int = 256
     max_command_bytes: int = 2 << 20
     compact_log_bytes: int = 32 << 20
+    max_backups: int = 2
+    max_restore_bytes: int = 4 << 30
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -100,6 +104,7 @@ class Timing:
     idle_s: until a connection is closed on which no other request comes.
     stop_grace_s: how long a stopping node waits for clients that wait for their decision.
     housekeeping_s: between looks at what may be forgotten.
+    copy_stall_s: until a backup or restore on whose connection nothing moves is broken off.
     """
 
     proposal_timeout_s: float = 2.5
@@ -111,6 +116,7 @@ class Timing:
     idle_s: float = 75.0
     stop_grace_s: float = 5.0
     housekeeping_s: float = 5.0
+    copy_stall_s: float = 30.0
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -196,6 +202,7 @@ class NodeConfig:
     cluster: part of every gid; never give two clusters that share a participant the same name.
     node: this node's id, one of `nodes`.
     data: its folder.
+    generation: how often the cluster was made anew from a copy, and once; nodes of another one are not let in.
     secret: shared by the nodes of the cluster; proves a peer before its first message is read.
     token: if set, every API request but the health checks must carry it as a bearer token.
     older_tokens: accepted too, and never sent: so that clients can be given a new token one after the other.
@@ -215,6 +222,7 @@ class NodeConfig:
     participant_token: str | None = field(default=None, repr=False)
     tls: TlsFiles | None = None
     participants: ParticipantFiles = field(default_factory=ParticipantFiles)
+    generation: int = 1
     limits: Limits = field(default_factory=Limits)
     timing: Timing = field(default_factory=Timing)
 
@@ -229,6 +237,7 @@ class NodeConfig:
         _require(len(ids) % 2 == 1, f"{len(ids)} nodes: an even number survives no more failures than one less")
         addresses = [address for peer in self.nodes for address in (peer.api, peer.raft)]
         _require(len(set(addresses)) == len(addresses), "two nodes, or two ports of one, share an address")
+        _require(1 <= self.generation < 1_000_000, "generation must be a positive number")
         _require(len(self.secret) >= 16, "secret must have at least 16 characters")
         for name, value in (
             ("token", self.token),

@@ -390,6 +390,16 @@ class Driver:
             case _:
                 raise NotLeader(f"{name} was not unregistered: {applied.verdict.value}")
 
+    async def barrier(self) -> None:
+        """Return once this node has certainly led at a moment after the call: all that was told before it is applied.
+
+        Raises `NotLeader`, `OutcomeUnknown` when the log does not answer in time; nothing was done either way.
+        """
+        self._require_leading()
+        applied = await self._proposed(TookOver(node=self._config.node), 100)
+        if applied.verdict is not Verdict.APPLIED:
+            raise NotLeader(f"this node leads no more: {applied.verdict.value}")
+
     def leadership_change(self) -> asyncio.Future[None]:
         """Done once something about leadership has changed; whoever no longer waits for it cancels it."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -364,6 +364,11 @@ class Ledger:
             return Knowledge.ABORTED
         return Knowledge.ASK_LEADER
 
+    def newest(self) -> Gid | None:
+        """The last gid in the table."""
+        number = self._newest()
+        return None if number < 0 else Gid.of_number(self.cluster, number)
+
     def _newest(self) -> int:
         """The last number in the table, which is the highest; nothing below it can begin any more."""
         return next(reversed(self._table), -1)

@@ -34,6 +34,7 @@ PASSED_ON_PATIENCE_S: Final = 0.5
 
 _LOOK_AGAIN_S: Final = 0.1
 _LOOK_ANYHOW_S: Final = 1.0
+_PIPED_BYTES: Final = 64 << 10
 _COPIED: Final = ("Content-Type", "Retry-After", "Outlast-Code")
 
 LEADER: Final = "Outlast-Leader"
@@ -125,6 +126,77 @@ class Relay:
                 raise NoLeader("no node leads, or none that this one can reach; nothing was done, try again")
             await self._driver.leadership_changed(min(left_s, _LOOK_AGAIN_S))
 
+    async def stream(
+        self,
+        request: web.Request,
+        here: Callable[[], Awaitable[web.StreamResponse]],
+        *,
+        upload: bool,
+        stall_s: float,
+    ) -> web.StreamResponse:
+        """`run`, for bodies that no node should hold as a whole: they are passed on as they come.
+
+        `here` raises `NotLeader` or `ShuttingDown` only before it has read or written any of it. upload: the request's
+        body is passed on; it is read once, so nothing is repeated after its beginning. stall_s: until a connection on
+        which nothing moves is given up.
+        """
+        passed_on = PASSED_ON in request.headers
+        deadline_s = self._clock.monotonic_s() + (PASSED_ON_PATIENCE_S if passed_on else LEADER_PATIENCE_S)
+        last: OutlastError
+        while True:
+            try:
+                return await here()
+            except (NotLeader, ShuttingDown) as error:
+                last = error
+            leader = self._log.leadership().leader
+            if not passed_on and leader is not None and leader != self._config.node:
+                try:
+                    return await self._pipe(request, leader, upload=upload, stall_s=stall_s)
+                except _TryNext as error:
+                    if error.perhaps_done:
+                        raise NoLeader("the connection with the leader broke; ask again") from error
+            left_s = deadline_s - self._clock.monotonic_s()
+            if left_s <= 0:
+                if not isinstance(last, NotLeader):
+                    raise last
+                raise NoLeader("no node leads, or none that this one can reach; nothing was done, try again")
+            await self._driver.leadership_changed(min(left_s, _LOOK_AGAIN_S))
+
+    async def _pipe(self, request: web.Request, leader: str, *, upload: bool, stall_s: float) -> web.StreamResponse:
+        """What `leader` answers, as it comes. Raises `_TryNext` while nothing has been answered."""
+        headers = self._headers(request, {})
+        if upload and request.content_length is not None:
+            headers["Content-Length"] = str(request.content_length)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=0.5, sock_read=stall_s)
+        session, url = self._connected(), self._config.peer(leader).url
+        answer: web.StreamResponse | None = None
+        try:
+            async with session.request(
+                request.method,
+                URL(url + request.rel_url.raw_path_qs, encoded=True),
+                data=request.content if upload else None,
+                headers=headers,
+                timeout=timeout,
+                allow_redirects=False,
+            ) as response:
+                if not upload and response.status == 503 and response.headers.get("Outlast-Code") in _NOT_THERE_CODES:
+                    raise _TryNext(perhaps_done=False)
+                kept = {name: response.headers[name] for name in _COPIED if name in response.headers}
+                answer = web.StreamResponse(status=response.status, headers={**kept, LEADER: url})
+                await answer.prepare(request)
+                async for part in response.content.iter_chunked(_PIPED_BYTES):
+                    async with asyncio.timeout(stall_s):
+                        await answer.write(part)
+                await answer.write_eof()
+                return answer
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise _TryNext(perhaps_done=False) from error
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            if answer is None:
+                raise _TryNext(perhaps_done=True) from error
+            break_off(request)
+            return answer
+
     async def _pass_on(
         self,
         request: web.Request,
@@ -162,15 +234,16 @@ class Relay:
         finally:
             exchange.cancel()
 
-    async def _exchange(
-        self, request: web.Request, leader: str, body: bytes, extra: dict[str, str], wait_s: float
-    ) -> web.Response:
+    def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, ssl=self._tls or True),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
             )
+        return self._session
+
+    def _headers(self, request: web.Request, extra: dict[str, str]) -> "CIMultiDict[str]":
         headers = CIMultiDict(extra)
         headers[PASSED_ON] = self._config.node
         for name in ("Authorization", "Content-Type"):
@@ -179,10 +252,16 @@ class Relay:
         if self._config.token is not None:
             # Whoever gets this far was let in here, perhaps by a certificate, or by an older token.
             headers["Authorization"] = f"Bearer {self._config.token}"
+        return headers
+
+    async def _exchange(
+        self, request: web.Request, leader: str, body: bytes, extra: dict[str, str], wait_s: float
+    ) -> web.Response:
+        session, headers = self._connected(), self._headers(request, extra)
         url = self._config.peer(leader).url
         timeout = aiohttp.ClientTimeout(total=wait_s + LEADER_PATIENCE_S, sock_connect=0.5)
         try:
-            async with self._session.request(
+            async with session.request(
                 request.method,
                 # Not `raw_path`: that may be a whole URL, as clients of proxies send it.
                 URL(url + request.rel_url.raw_path_qs, encoded=True),
@@ -201,3 +280,9 @@ class Relay:
             raise _TryNext(perhaps_done=False) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise _TryNext(perhaps_done=True) from error
+
+
+def break_off(request: web.Request) -> None:
+    """End the connection in the middle of an answer, so that nobody takes what has come of it for the whole."""
+    if request.transport is not None:
+        request.transport.abort()

@@ -30,7 +30,10 @@ Chunk = list[Row | _Absent]
 
 
 class Rows:
-    """A map by ascending numbers: a new number is above all others, or in the last chunk."""
+    """A map, in the order of its numbers.
+
+    A new number is nearly always above all others; one that is not may cost as much as there are chunks.
+    """
 
     def __init__(self) -> None:
         self._chunks: dict[int, Chunk] = {}
@@ -95,9 +98,11 @@ class Rows:
         """The chunk, to be changed."""
         chunk = self._chunks.get(place)
         if chunk is None:
-            assert place > next(reversed(self._chunks), -1), "numbers ascend"
+            ascends = place > next(reversed(self._chunks), -1)
             self._live[place] = 0
             chunk = self._chunks[place] = []
+            if not ascends:
+                self._chunks = dict(sorted(self._chunks.items()))
         elif place in self._frozen:
             self._frozen.discard(place)
             chunk = self._chunks[place] = chunk.copy()

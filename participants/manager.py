@@ -15,7 +15,7 @@ batch; at most `batches_at_once` calls of `handle` run together; a batch is neve
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from coordinator.protocol.messages import Answer, Request, Stamp
 
@@ -46,6 +46,41 @@ class InDoubt:
     gid: str
     branch: str
     prepared_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownBranch:
+    """A branch of which there is a record, and its state: prepared, committed, aborted or read_only."""
+
+    gid: str
+    branch: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What a manager has on record of some transactions of one cluster.
+
+    epoch: the newest that the cluster's messages have spoken of.
+    floor: a gid's number; of transactions below it the record may have been dropped, because they had ended.
+    """
+
+    branches: tuple[KnownBranch, ...]
+    epoch: int
+    floor: int
+
+
+@runtime_checkable
+class TellsWhatItKnows(Protocol):
+    """What a manager may do beside `ResourceManager`: say what became of branches that are prepared no more.
+
+    After a coordinator has lost its newest decisions it asks the participants: what one of them has committed, the
+    others must commit. Of one that cannot tell, a person must find out. See docs/RECOVERY.md.
+    """
+
+    async def known(self, gids: Sequence[str]) -> Known:
+        """Every branch of these transactions of one cluster that there is a record of. Raises `Unavailable`."""
+        ...
 
 
 class Unavailable(Exception):

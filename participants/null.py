@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from coordinator.protocol.messages import Answer, Gid, Prepared
-from participants.manager import BranchId, Envelope, InDoubt
+from participants.manager import BranchId, Envelope, InDoubt, Known, KnownBranch
 from participants.resource import Branch, Horizon, State, Work, finish, observe, prunable, receive
 
 _PRUNED_PER_BATCH: Final = 64
@@ -75,6 +75,17 @@ class NullManager:
     async def in_doubt(self) -> Sequence[InDoubt]:
         """The prepared branches, oldest first."""
         return [InDoubt(gid=key.gid, branch=key.branch, prepared_at=at) for key, at in self._prepared_at.items()]
+
+    async def known(self, gids: Sequence[str]) -> Known:
+        """What is remembered of these transactions, since the last start."""
+        cluster = gids[0].rsplit("-", 2)[0] if gids else ""
+        horizon, wanted = self._horizons.get(cluster, Horizon()), set(gids)
+        found = [
+            KnownBranch(gid=key.gid, branch=key.branch, state=branch.state.value)
+            for key, branch in self._branches.items()
+            if key.gid in wanted
+        ]
+        return Known(branches=tuple(found), epoch=horizon.epoch, floor=horizon.floor)
 
     async def close(self) -> None:
         """Nothing to release."""

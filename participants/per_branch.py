@@ -38,7 +38,7 @@ from typing import Any, Final
 
 from coordinator.codec import json_bytes, json_value
 from coordinator.protocol.messages import Abort, Answer, Gid, Prepare, Prepared, ReadOnly, Refused, Vote
-from participants.manager import BranchId, Envelope, InDoubt, Unavailable
+from participants.manager import BranchId, Envelope, InDoubt, Known, Unavailable
 from participants.operations import refusal_of
 from participants.record_file import RecordFile
 from participants.records import Record, Records
@@ -105,6 +105,10 @@ class PerBranchManager(ABC):
     async def in_doubt(self) -> Sequence[InDoubt]:
         """The prepared branches, oldest first."""
         return await self._file.transact(Records.in_doubt)
+
+    async def known(self, gids: Sequence[str]) -> Known:
+        """What is on record of these transactions."""
+        return await self._file.transact(lambda records: records.known(gids))
 
     async def close(self) -> None:
         """Closes the records."""

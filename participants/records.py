@@ -13,7 +13,7 @@ from typing import Final
 import apsw
 
 from coordinator.protocol.messages import Gid
-from participants.manager import InDoubt
+from participants.manager import InDoubt, Known, KnownBranch
 from participants.resource import Branch, Horizon, State
 
 _SCHEMA: Final = """
@@ -101,6 +101,21 @@ class Records:
             InDoubt(gid=str(Gid.of_number(cluster, number)), branch=branch, prepared_at=at)
             for cluster, number, branch, at in rows
         ]
+
+    def known(self, gids: Sequence[str]) -> Known:
+        """All that is stored of some transactions of one cluster."""
+        cluster, found = "", []
+        for text in gids:
+            gid = Gid.parse(text)
+            assert gid is not None, "the server checks what it takes"
+            cluster = gid.cluster
+            rows = self._db.execute(
+                "SELECT branch, state FROM outlast_branch WHERE cluster = ? AND number = ? ORDER BY id",
+                (gid.cluster, gid.number),
+            )
+            found += [KnownBranch(gid=text, branch=branch, state=state) for branch, state in rows]
+        horizon = self.horizons().get(cluster, Horizon())
+        return Known(branches=tuple(found), epoch=horizon.epoch, floor=horizon.floor)
 
     def prepared(self) -> int:
         """How many branches are prepared."""

@@ -2,7 +2,8 @@
 
     POST /prepare, /commit, /abort   one message, JSON
     POST /batch                      a list of them, JSON or msgpack by content type; answered in kind
-    GET  /branches                   what is prepared and waits for its decision
+    GET  /branches                   what is prepared and waits for its decision; ?before=GID: of older transactions
+    GET  /branches?gid=...           what is on record of these transactions, in whatever state
     GET  /healthz                    alive, and how much is under way
 
 The parts: `intake` turns messages into batches, the resource manager answers them, `resolver` asks about branches that
@@ -45,10 +46,10 @@ from coordinator.codec import (
     json_value,
     request_from_wire,
 )
-from coordinator.protocol.messages import Answer, Pending
+from coordinator.protocol.messages import Answer, Gid, Pending
 from participants.intake import Intake, Outcome
 from participants.listening import Site
-from participants.manager import Envelope, ResourceManager, Unavailable
+from participants.manager import Envelope, ResourceManager, TellsWhatItKnows, Unavailable
 from participants.resolver import Resolver
 from participants.settings import ServerSettings, SettingsError, is_loopback
 from participants.tls import coordinator_context, reload, server_context
@@ -57,6 +58,9 @@ _log = logging.getLogger(__name__)
 
 _EPOCH_LIMIT: Final = 2**62
 """Above every Raft term, and small enough for any storage."""
+
+_GIDS_LIMIT: Final = 100
+"""Transactions that one `GET /branches` may ask about."""
 
 _PROBLEM_TYPE: Final = "application/problem+json"
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -279,13 +283,42 @@ class Participant:
 
     # --------------------------------------------------------------------------------------------- people and probes
 
-    async def _branches(self, _request: web.Request) -> web.Response:
+    async def _branches(self, request: web.Request) -> web.Response:
+        if "gid" in request.query:
+            return await self._known(request.query.getall("gid"))
         found = await self._manager.in_doubt()
+        if "before" in request.query:
+            bound = _gid(request.query["before"], "before")
+            found = [each for each in found if _precedes(each.gid, bound)]
         shown = [
             {"gid": each.gid, "branch": each.branch, "state": "prepared", "prepared_at": each.prepared_at}
             for each in found[: self._settings.branches_limit]
         ]
         return web.Response(body=json_bytes({"branches": shown, "total": len(found)}), content_type=JSON_TYPE)
+
+    async def _known(self, gids: list[str]) -> web.Response:
+        """What is on record of some transactions: also what is over, as far as the manager can tell."""
+        if len(gids) > _GIDS_LIMIT:
+            raise Problem(400, "malformed", f"at most {_GIDS_LIMIT} gids at once")
+        parsed = [_gid(text, "gid") for text in gids]
+        cluster = parsed[0].cluster
+        if any(gid.cluster != cluster for gid in parsed):
+            raise Problem(400, "malformed", "the gids must be of one cluster")
+        body: dict[str, Any]
+        if isinstance(self._manager, TellsWhatItKnows):
+            known = await self._manager.known(gids)
+            branches = [{"gid": each.gid, "branch": each.branch, "state": each.state} for each in known.branches]
+            floor = str(Gid.of_number(cluster, known.floor)) if known.floor else None
+            body = {"branches": branches, "known": True, "epoch": known.epoch, "floor": floor}
+        else:
+            wanted = set(gids)
+            branches = [
+                {"gid": each.gid, "branch": each.branch, "state": "prepared"}
+                for each in await self._manager.in_doubt()
+                if each.gid in wanted
+            ]
+            body = {"branches": branches, "known": False}
+        return web.Response(body=json_bytes(body), content_type=JSON_TYPE)
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         body = {
@@ -295,6 +328,18 @@ class Participant:
             "waiting": self._intake.waiting,
         }
         return web.Response(body=json_bytes(body), content_type=JSON_TYPE)
+
+
+def _gid(text: str, name: str) -> Gid:
+    gid = Gid.parse(text)
+    if gid is None:
+        raise Problem(400, "malformed", f"{name} must be <cluster>-<epoch>-<sequence>")
+    return gid
+
+
+def _precedes(text: str, bound: Gid) -> bool:
+    gid = Gid.parse(text)
+    return gid is not None and gid.cluster == bound.cluster and gid.number < bound.number
 
 
 def envelope_from_wire(call: object, body: object) -> Envelope:

@@ -41,7 +41,7 @@ from typing import Any, TypeVar
 import apsw
 
 from coordinator.protocol.messages import Answer
-from participants.manager import BranchId, Envelope, InDoubt, Unavailable
+from participants.manager import BranchId, Envelope, InDoubt, Known, Unavailable
 from participants.operations import Operations, Refuse
 from participants.record_file import AlreadyOpen, lock_exclusively
 from participants.sqlite_store import Store
@@ -99,6 +99,10 @@ class SqliteManager:
         """The prepared branches, oldest first. Raises `Unavailable`."""
         return await self._call(self._in_doubt)
 
+    async def known(self, gids: Sequence[str]) -> Known:
+        """What is on record of these transactions. Raises `Unavailable`."""
+        return await self._call(self._known, gids)
+
     async def close(self) -> None:
         """Closes the database; waits for a batch that runs."""
         await self._call(self._close)
@@ -135,6 +139,12 @@ class SqliteManager:
     def _in_doubt(self) -> Sequence[InDoubt]:
         try:
             return self._usable().records.in_doubt()
+        except apsw.Error as error:
+            raise Unavailable(f"{self._path}: {error}") from error
+
+    def _known(self, gids: Sequence[str]) -> Known:
+        try:
+            return self._usable().records.known(gids)
         except apsw.Error as error:
             raise Unavailable(f"{self._path}: {error}") from error
 

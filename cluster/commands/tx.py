@@ -31,7 +31,9 @@ class _Usage(Exception):
     """The arguments do not add up to a request."""
 
 
-def _run(arguments: argparse.Namespace, work: Callable[[argparse.Namespace, Caller], Awaitable[int]]) -> int:
+def with_nodes(arguments: argparse.Namespace, work: Callable[[argparse.Namespace, Caller], Awaitable[int]]) -> int:
+    """Do `work` with connections to the nodes that the arguments name; the exit status. Raises `ProcessTrouble`."""
+
     async def run() -> int:
         urls, token_file, ca = _nodes(arguments)
         async with Caller(urls, token=_token(token_file), ca=ca) as caller:
@@ -93,7 +95,7 @@ def _token(file: Path | None) -> str | None:
 
 def submit(arguments: argparse.Namespace) -> int:
     """Begin a transaction, and wait as far as was asked for."""
-    return _run(arguments, _submit)
+    return with_nodes(arguments, _submit)
 
 
 async def _submit(arguments: argparse.Namespace, caller: Caller) -> int:
@@ -165,7 +167,7 @@ def _not_yet(txn: dict[str, Any]) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     """One transaction."""
-    return _run(arguments, _show_one)
+    return with_nodes(arguments, _show_one)
 
 
 async def _show_one(arguments: argparse.Namespace, caller: Caller) -> int:
@@ -184,7 +186,7 @@ async def _show_one(arguments: argparse.Namespace, caller: Caller) -> int:
 
 def listing(arguments: argparse.Namespace) -> int:
     """Transactions, newest first."""
-    return _run(arguments, _list)
+    return with_nodes(arguments, _list)
 
 
 async def _list(arguments: argparse.Namespace, caller: Caller) -> int:
@@ -214,7 +216,7 @@ async def _list(arguments: argparse.Namespace, caller: Caller) -> int:
 
 def abort(arguments: argparse.Namespace) -> int:
     """Ask for an abort."""
-    return _run(arguments, _abort)
+    return with_nodes(arguments, _abort)
 
 
 async def _abort(arguments: argparse.Namespace, caller: Caller) -> int:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from coordinator.rows import Keys, Rows, rows_of
 
-STEPS = st.lists(st.tuples(st.sampled_from(["add", "change", "drop", "freeze", "copy"]), st.integers(0, 3000)))
+STEPS = st.lists(st.tuples(st.sampled_from(["add", "put", "change", "drop", "freeze", "copy"]), st.integers(0, 3000)))
 
 
 @settings(max_examples=200, deadline=None)
@@ -19,6 +19,11 @@ def test_rows_are_a_map_and_what_was_frozen_stays(steps: list[tuple[str, int]]) 
         if what == "add":
             newest += value + 1
             rows[newest] = model[newest] = b"%d" % value
+        elif what == "put":
+            # Anywhere, which is rare: what a restored ledger learns of what was lost.
+            newest = max(newest, value * 7)
+            rows[value * 7] = b"put"
+            model = dict(sorted({**model, value * 7: b"put"}.items()))
         elif what == "change" and model:
             number = list(model)[value % len(model)]
             rows[number] = model[number] = None
