@@ -83,7 +83,13 @@ def _make_log(config: NodeConfig, on_fatal: OnFatal, tls: Tls) -> ReplicatedLog:
     """Raft among several nodes; one node alone has a durable log and nobody to take over from it."""
     folder = config.data / "log"
     if len(config.nodes) == 1:
-        return SoloLog(folder, config.node, max_command_bytes=2 * config.limits.max_command_bytes, on_fatal=on_fatal)
+        return SoloLog(
+            folder,
+            config.node,
+            max_command_bytes=2 * config.limits.max_command_bytes,
+            on_fatal=on_fatal,
+            understands=config.compatibility.announced,
+        )
     transport = SocketTransport(
         node=config.node,
         addresses={peer.id: split_address(peer.raft, "raft") for peer in config.nodes},
@@ -105,6 +111,7 @@ def _make_log(config: NodeConfig, on_fatal: OnFatal, tls: Tls) -> ReplicatedLog:
             snapshot_log_bytes=config.limits.compact_log_bytes,
         ),
         on_fatal=on_fatal,
+        understands=config.compatibility.announced,
     )
 
 

@@ -294,11 +294,20 @@ class Api:
     async def _cluster(self, _request: web.Request) -> web.Response:
         leadership = self._log.leadership()
         reachable = self._log.reachable()
+        understands = self._log.understands()
         nodes = []
         for peer in self._config.nodes:
             mine = peer.id == self._config.node
             role = "leader" if peer.id == leadership.leader else "follower"
-            nodes.append({"id": peer.id, "url": peer.url, "role": role, "reachable": mine or peer.id in reachable})
+            nodes.append(
+                {
+                    "id": peer.id,
+                    "url": peer.url,
+                    "role": role,
+                    "reachable": mine or peer.id in reachable,
+                    "understands": understands.get(peer.id),
+                }
+            )
         return answer(
             {
                 "cluster": self._config.cluster,
@@ -306,6 +315,7 @@ class Api:
                 "role": "leader" if leadership.is_leader else "follower",
                 "leader": leadership.leader,
                 "epoch": self._ledger.epoch,
+                "level": self._ledger.level,
                 "ready": self._is_ready(),
                 "nodes": nodes,
                 "in_flight": self._driver.in_flight,

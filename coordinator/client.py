@@ -128,7 +128,7 @@ _CONNECT_TIMEOUT_S: Final = 1.0
 _ANSWER_MARGIN_S: Final = 1.0
 """A node is asked to answer this much before the try is given up: what is late is then not slow, but hanging."""
 
-_NOT_DONE_CODES: Final = ("no_leader", "not_leader", "shutting_down", "too_many_connections")
+_NOT_DONE_CODES: Final = ("no_leader", "not_leader", "shutting_down", "too_many_connections", "not_before_upgrade")
 """Codes of a failed try that say that nothing was done by it."""
 
 _T = TypeVar("_T")

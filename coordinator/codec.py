@@ -7,7 +7,7 @@ import json
 import re
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from enum import Enum
 from types import UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
@@ -37,6 +37,10 @@ MSGPACK_TYPE: Final = "application/msgpack"
 
 class Malformed(ValueError):
     """Bytes or a value that are not what they should be. The text says what is wrong, for people."""
+
+
+class Newer(Malformed):
+    """A newer software may have written this, and know what it means."""
 
 
 # ------------------------------------------------------------------------------------------------ records
@@ -69,23 +73,32 @@ class _Field:
 class RecordCodec:
     """Frozen dataclasses to msgpack arrays and back, by a table of tags.
 
-    A record becomes `[tag, field, field, ...]` in the order of its definition. Fields may be added at the end of a
-    record when they have a default: older bytes then decode to that default. Tags are never reused. Decoding checks
-    every field against its annotation, so what comes out can be relied on as if it had been built here.
+    A record becomes `[tag, field, field, ...]` in the order of its definition; fields at its end that have their
+    default value are left out. Fields may be added at the end of a record when they have a default: older bytes then
+    decode to that default, and older software can read the record as long as the new field has it. Tags are never
+    reused. Decoding checks every field against its annotation, so what comes out can be relied on as if it had been
+    built here. An unknown tag, an unknown value of an enum, and more fields than are known are what later software
+    may have added: `Newer` tells them from what nobody can have written.
     """
 
     def __init__(self, types: Mapping[int, type]) -> None:
         self._types = dict(types)
         self._tags = {record: tag for tag, record in types.items()}
         self._fields: dict[type, tuple[_Field, ...]] = {}
+        self._defaults: dict[type, tuple[object, ...]] = {}
         for record in self._tags:
             hints = get_type_hints(record)
             self._fields[record] = tuple(_Field.of(f.name, hints[f.name]) for f in fields(record))
+            self._defaults[record] = tuple(f.default for f in fields(record))
 
     def to_plain(self, record: object) -> list[Any]:
         """Nested lists that msgpack can hold."""
         kind = type(record)
-        return [self._tags[kind], *(self._plain(getattr(record, field.name)) for field in self._fields[kind])]
+        values = [getattr(record, field.name) for field in self._fields[kind]]
+        defaults = self._defaults[kind]
+        while values and defaults[len(values) - 1] is not MISSING and values[-1] == defaults[len(values) - 1]:
+            values.pop()
+        return [self._tags[kind], *map(self._plain, values)]
 
     def _plain(self, value: object) -> Any:
         if type(value) in self._tags:
@@ -100,10 +113,10 @@ class RecordCodec:
             raise Malformed(f"not a tagged record: {_shown(plain)}")
         kind = self._types.get(plain[0])
         if kind is None:
-            raise Malformed(f"unknown record tag {plain[0]}")
+            raise Newer(f"unknown record tag {plain[0]}")
         known = self._fields[kind]
         if len(plain) - 1 > len(known):
-            raise Malformed(f"{kind.__name__} has {len(plain) - 1} fields, at most {len(known)} are known")
+            raise Newer(f"{kind.__name__} has {len(plain) - 1} fields, at most {len(known)} are known")
         values = {f.name: self._value(kind, f, item) for f, item in zip(known, plain[1:], strict=False)}
         try:
             return kind(**values)
@@ -121,7 +134,7 @@ class RecordCodec:
             try:
                 value = field.enum(plain)
             except ValueError as error:
-                raise Malformed(f"{kind.__name__}.{field.name}: {error}") from error
+                raise Newer(f"{kind.__name__}.{field.name}: {error}") from error
         if type(value) not in field.types:
             raise Malformed(f"{kind.__name__}.{field.name} cannot be {_shown(plain)}")
         return value

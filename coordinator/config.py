@@ -15,6 +15,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+from coordinator.levels import NEWEST
 from coordinator.protocol.messages import MAX_CLUSTER_NAME
 
 _NAME: Final = re.compile(r"[a-z](?:[a-z0-9-]*[a-z0-9])?", re.ASCII)
@@ -127,6 +128,25 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Compatibility:
+    """`[compatibility]`: with the software that a cluster comes from.
+
+    highest_level: this node says that it understands no more than this level, so the cluster does not rise above it,
+        and nodes can go back to software of that level. A level that the cluster has reached is not taken back.
+    """
+
+    highest_level: int = NEWEST
+
+    def __post_init__(self) -> None:
+        _require(self.highest_level >= 1, "compatibility.highest_level must be at least 1")
+
+    @property
+    def announced(self) -> int:
+        """What this node says that it understands."""
+        return min(self.highest_level, NEWEST)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
     """One node of the cluster. `api` and `raft` are host:port. `https`: its API is served over TLS."""
 
@@ -225,6 +245,7 @@ class NodeConfig:
     generation: int = 1
     limits: Limits = field(default_factory=Limits)
     timing: Timing = field(default_factory=Timing)
+    compatibility: Compatibility = field(default_factory=Compatibility)
 
     def __post_init__(self) -> None:
         _require(
@@ -313,6 +334,7 @@ class NodeConfig:
         values["nodes"] = tuple(_build(Peer, item, "nodes") for item in peers)
         values["limits"] = _build(Limits, values.get("limits", {}), "limits")
         values["timing"] = _build(Timing, values.get("timing", {}), "timing")
+        values["compatibility"] = _build(Compatibility, values.get("compatibility", {}), "compatibility")
         data = values.get("data")
         if not isinstance(data, str) or not data:
             raise ConfigError("data must name a folder")

@@ -63,7 +63,7 @@ class Copying:
         newest = ledger.newest()
         header = CopyHeader(
             cluster=ledger.cluster,
-            level=getattr(ledger, "level", 1),
+            level=ledger.level,
             epoch=ledger.epoch,
             generation=self._config.generation,
             made_at=self._clock.wall_ms(),

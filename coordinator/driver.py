@@ -34,6 +34,7 @@ from coordinator.deadlines import Deadlines
 from coordinator.errors import (
     Conflict,
     Gone,
+    NotBeforeUpgrade,
     NotFound,
     NotKnownYet,
     NotLeader,
@@ -43,6 +44,7 @@ from coordinator.errors import (
     Unprocessable,
 )
 from coordinator.ledger import Applied, Knowledge, Ledger, Participant, Verdict, encode_command
+from coordinator.levels import OLDEST
 from coordinator.metrics import Metrics
 from coordinator.protocol.effects import Reply, Send, SetDeadline
 from coordinator.protocol.entries import (
@@ -53,6 +55,7 @@ from coordinator.protocol.entries import (
     Entry,
     Forgotten,
     Header,
+    Raised,
     Registered,
     TookOver,
     Unregistered,
@@ -72,6 +75,9 @@ wait for, or alone after this time."""
 
 RETRY_PROPOSAL_S: Final = 0.05
 """Before a wish that the log would not take is expressed again."""
+
+LOOK_AT_LEVELS_S: Final = 0.1
+"""Between a leader's looks at what the nodes understand, while that may rise."""
 
 FORGET_AT_ONCE: Final = 5_000
 """Transactions that one `Forgotten` removes at most, so that no node stops for long when it is applied."""
@@ -153,6 +159,7 @@ class Driver:
         self._under_way = 0
         self._flush_scheduled = False
         self._forgetting = False
+        self._raising = False
         self._reigns = 0
         """How often this node has led: what it proposed in an earlier reign is no business of the present one."""
         self._timers: set[asyncio.TimerHandle] = set()
@@ -418,6 +425,25 @@ class Driver:
         if self._epoch is None:
             raise NotLeader("this node does not lead")
 
+    def _require_level(self, level: int, what: str) -> None:
+        """To be called before anything of that level is proposed. Raises `NotBeforeUpgrade`.
+
+        what: names it, for people, in the plural: "application transactions".
+        """
+        if self._ledger.level >= level:
+            return
+        behind = [
+            f"{node} is not connected" if known is None else f"{node} announces level {known}"
+            for node, known in sorted(self._log.understands().items())
+            if known is None or known < level
+        ]
+        raise NotBeforeUpgrade(
+            f"{what} need level {level}, and this cluster works at level {self._ledger.level}: "
+            + (", ".join(behind) or "it is about to rise")
+            + "; nothing was done. Try again when every node runs the newer software, and none is held back by "
+            "compatibility.highest_level"
+        )
+
     # -------------------------------------------------------------------------------------------- life
 
     async def start(self) -> None:
@@ -468,8 +494,11 @@ class Driver:
         if not leadership.is_leader or leadership.term != term or self._stopped:
             return
         self._claimed = term
-        command = encode_command(Header(epoch=term, at=self._clock.wall_ms()), [TookOver(node=self._config.node)])
-        future = self._log.propose(command)
+        entries: list[Entry] = [TookOver(node=self._config.node)]
+        level = self._understood()
+        if level > self._ledger.level:
+            entries.append(Raised(level=level))  # it costs nobody a round of its own; if it was raised before, nothing
+        future = self._log.propose(encode_command(Header(epoch=term, at=self._clock.wall_ms()), entries))
         future.add_done_callback(lambda done: self._claim_done(term, done))
 
     def _claim_done(self, term: int, done: asyncio.Future[object]) -> None:
@@ -500,7 +529,29 @@ class Driver:
             self._name_participants(number, txn)
         for _, txn in unfinished:
             self._adopt(txn)
+        self._look_at_levels()
         self._wake_leadership_waiters()
+
+    def _understood(self) -> int:
+        """The level that every node is known to understand now, as far as the operator lets the cluster rise."""
+        return min(
+            self._config.compatibility.announced, *(known or OLDEST for known in self._log.understands().values())
+        )
+
+    def _look_at_levels(self) -> None:
+        """Raise the cluster's level once every node understands a higher one."""
+        if self._epoch is None or self._ledger.level >= self._config.compatibility.announced:
+            return
+        level = self._understood()
+        if level > self._ledger.level and not self._raising:
+            self._raising = True
+            self._proposed(Raised(level=level), 20).add_done_callback(self._raised)
+        self._later(LOOK_AT_LEVELS_S, self._look_at_levels)
+
+    def _raised(self, done: asyncio.Future[Applied]) -> None:
+        self._raising = False
+        if not done.cancelled() and (error := done.exception()) is not None:
+            _log.info("raising the cluster's level is tried again: %s", error)
 
     def _step_down(self) -> None:
         """Forget all soft state. What was decided will be said by the next leader."""
@@ -546,6 +597,8 @@ class Driver:
                 case Registered():
                     if self._epoch is not None and entry.name in self._ledger.participants:
                         self._courier.moved(self._ledger.participants[entry.name])
+                case Raised():
+                    _log.info("this cluster works at level %d from here on", self._ledger.level)
                 case Unregistered():
                     self._unfinished_of.pop(entry.name, None)
                     self._courier.forget(entry.name)

@@ -134,6 +134,13 @@ class NotKnownYet(Definite):
     retry_after_s = 0.2
 
 
+class NotBeforeUpgrade(Definite):
+    """The cluster works at a level that does not know this yet, because a node does not: it is being upgraded."""
+
+    code, status, title = "not_before_upgrade", 503, "Not before all nodes are upgraded"
+    retry_after_s = 5.0
+
+
 class OutcomeUnknown(Indefinite):
     """The log did not say in time whether it took the entry.
 

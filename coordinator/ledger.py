@@ -1,7 +1,7 @@
 """The replicated state machine: every transaction, participant and idempotency key, as the log made them.
 
-One `apply(bytes)` serves the leader, the followers and a replay after a restart. It is total and deterministic: it
-reads no clock, and no bytes make it raise; a command that cannot be understood changes nothing and says so.
+One `apply(bytes)` serves the leader, the followers and a replay after a restart. It is deterministic, reads no clock,
+and raises on nothing that this software can have written.
 
 Fencing
 -------
@@ -25,6 +25,22 @@ below the floor can begin any more.
     not in the table, a newer one is     aborted (presumed), from any node: it would begin out of order
     not in the table, current epoch      only the leader past its barrier can tell
 
+What is not understood
+----------------------
+Commands enter the log through `encode_command` of some node's software, the newest included. So what this software
+does not understand is one of two things:
+
+- *Newer software may have written it*: a newer command version, an unknown tag, more fields than are known, an unknown
+  value of an enum or name of a protocol, `Raised` beyond what this software understands. Others may well understand
+  it. To pass it over would make this replica differ from theirs without a sign, so the node stops (`NeedsNewer`) before
+  it has changed anything, and stops again at each start, until it runs software that understands it.
+- *Nobody can have written it*, by the rules of `levels.py` and of `RecordCodec`: not msgpack, another shape, a field of
+  another type. Every replica of every version comes to that same conclusion. It changes nothing, and people hear of it;
+  to stop would stop all nodes for good, at every start again, and help nobody.
+
+An entry whose level (`levels.py`) is above the cluster's is refused too, by every replica that understands it. The
+driver proposes none; this is so that nothing else can.
+
 Memory
 ------
 Ended transactions are kept packed: as bytes they cost a third of what objects cost, and the garbage collector does not
@@ -39,7 +55,9 @@ from typing import Any, Final
 
 import msgpack
 
-from coordinator.codec import Malformed, RecordCodec
+from cluster.replication.log import NeedsNewer
+from coordinator.codec import Malformed, Newer, RecordCodec
+from coordinator.levels import NEWEST, OLDEST, level_of
 from coordinator.protocol.entries import (
     Begun,
     BranchPlan,
@@ -50,6 +68,7 @@ from coordinator.protocol.entries import (
     Entry,
     Forgotten,
     Header,
+    Raised,
     Registered,
     TookOver,
     TransactionEntry,
@@ -63,7 +82,9 @@ from coordinator.rows import Keys, Rows, rows_of
 _log = logging.getLogger(__name__)
 
 COMMAND_VERSION: Final = 1
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
+"""Of snapshots. A cluster of level 1 writes version 1, which knows no levels, so that older software can read it."""
+_STATE_VERSION_OF_LEVEL_1: Final = 1
 _NUMBERS: Final = 1 << 64
 """Numbers of gids are below it."""
 
@@ -79,6 +100,7 @@ ENTRIES: Final = RecordCodec(
         8: Registered,
         9: Unregistered,
         10: Forgotten,
+        11: Raised,
     }
 )
 
@@ -105,13 +127,17 @@ def encode_command(header: Header, entries: list[Entry]) -> bytes:
 
 
 def decode_command(command: bytes) -> tuple[Header, list[Entry]]:
-    """The inverse of `encode_command`. Raises `Malformed`."""
+    """The inverse of `encode_command`. Raises `Malformed`, and of that kind `Newer`; see "What is not understood"."""
     try:
         plain = msgpack.unpackb(command)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise Malformed(f"not msgpack: {error}") from error
-    if not isinstance(plain, list) or len(plain) != 4 or plain[0] != COMMAND_VERSION or not isinstance(plain[3], list):
-        raise Malformed("not a command that this version understands")
+    if not isinstance(plain, list) or not plain or type(plain[0]) is not int:
+        raise Malformed("not a command")
+    if plain[0] > COMMAND_VERSION:
+        raise Newer(f"a command of version {plain[0]}")
+    if len(plain) != 4 or plain[0] != COMMAND_VERSION or not isinstance(plain[3], list):
+        raise Malformed("not a command of any version")
     if not isinstance(plain[1], int) or not isinstance(plain[2], int):
         raise Malformed("epoch and date must be integers")
     entries = [ENTRIES.from_plain(item) for item in plain[3]]
@@ -135,6 +161,7 @@ class Verdict(Enum):
     UNKNOWN_PARTICIPANT = "a participant is not registered"
     IN_USE = "unfinished transactions name the participant"
     MALFORMED = "not understood"
+    TOO_EARLY = "of a kind that is not used before every node understands it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,11 +191,17 @@ class Knowledge(Enum):
 class Ledger:
     """State and its one transition function. `on_applied` hears what every command did, on every node."""
 
-    def __init__(self, cluster: str, on_applied: Callable[[list[Applied]], None] | None = None) -> None:
+    def __init__(
+        self, cluster: str, on_applied: Callable[[list[Applied]], None] | None = None, *, understands: int = NEWEST
+    ) -> None:
+        """understands: the level of the software; less than `NEWEST` is for tests."""
         self.cluster = cluster
         self.on_applied = on_applied
         self.on_restored: Callable[[], None] | None = None
         """Called when a snapshot has taken the place of the state, on a node that was far behind."""
+        self.understands = understands
+        self.level = OLDEST
+        """The level that the cluster works at; see `levels.py`."""
         self.epoch = 0
         self.leader: str | None = None
         """The node that took over last; of the last epoch applied here, not necessarily today's."""
@@ -182,21 +215,36 @@ class Ledger:
     # -------------------------------------------------------------------------------------------- applying
 
     def apply(self, command: bytes) -> list[Applied]:
-        """Apply one committed command. Never raises."""
+        """Apply one committed command. Raises `NeedsNewer`, and nothing else; then nothing has changed."""
         try:
             header, entries = decode_command(command)
+        except Newer as error:
+            raise NeedsNewer(_needs_newer(f"the log holds {error}", self.understands)) from error
         except Malformed as error:
             # Every replica comes to this same conclusion, so the copies stay equal; people must hear of it.
             _log.critical("a committed command is not understood and changed nothing: %s", error)
             return []
+        if header.epoch >= self.epoch:
+            self._refuse_what_is_newer(entries)
         applied = [self._apply_entry(header, entry) for entry in entries]
         if self.on_applied is not None:
             self.on_applied(applied)
         return applied
 
+    def _refuse_what_is_newer(self, entries: list[Entry]) -> None:
+        """Before the first of them is applied: a command is applied as a whole, or not at all."""
+        for entry in entries:
+            if isinstance(entry, Raised) and entry.level > self.understands:
+                raise NeedsNewer(_works_at(entry.level, self.understands))
+            if isinstance(entry, Begun) and entry.protocol not in PROTOCOLS:
+                what = f"the log holds a transaction of the unknown protocol {entry.protocol!r:.40}"
+                raise NeedsNewer(_needs_newer(what, self.understands))
+
     def _apply_entry(self, header: Header, entry: Entry) -> Applied:
         if header.epoch < self.epoch:
             return Applied(entry=entry, verdict=Verdict.FENCED)
+        if level_of(entry) > self.level and not isinstance(entry, Raised):
+            return Applied(entry=entry, verdict=Verdict.TOO_EARLY)
         match entry:
             case TookOver():
                 return self._take_over(header, entry)
@@ -211,6 +259,8 @@ class Ledger:
                 return self._unregister(entry)
             case Forgotten():
                 return self._forget(entry)
+            case Raised():
+                return self._raise(entry)
 
     def _take_over(self, header: Header, entry: TookOver) -> Applied:
         if header.epoch == self.epoch and self.leader != entry.node:
@@ -307,6 +357,12 @@ class Ledger:
             if txn is not None and txn.key is not None and self.keys.get(txn.key) == number:
                 del self.keys[txn.key]
         self.floor = entry.floor
+        return Applied(entry=entry, verdict=Verdict.APPLIED)
+
+    def _raise(self, entry: Raised) -> Applied:
+        if entry.level <= self.level:
+            return Applied(entry=entry, verdict=Verdict.UNCHANGED)
+        self.level = entry.level
         return Applied(entry=entry, verdict=Verdict.APPLIED)
 
     def _store(self, number: int, txn: Transaction) -> None:
@@ -421,10 +477,11 @@ class Ledger:
     def snapshot(self) -> Callable[[], Iterator[bytes]]:
         """Freeze now, encode later, on any thread: all that is held is immutable, so shallow copies are enough.
 
-        Keys are not among it: each transaction knows its own.
+        Keys are not among it: each transaction knows its own. The first piece begins with the version and, from version
+        2 on, the level, whatever else comes to be in it: so any later software's can be told for what it is.
         """
         head = [
-            STATE_VERSION,
+            *([_STATE_VERSION_OF_LEVEL_1] if self.level == OLDEST else [STATE_VERSION, self.level]),
             self.cluster,
             self.epoch,
             self.leader,
@@ -450,12 +507,15 @@ class Ledger:
         return encode
 
     def restore(self, pieces: Iterable[bytes]) -> Callable[[], object]:
-        """Decode what `snapshot` froze; what is returned puts it in place. Raises `Malformed`, and changes nothing."""
+        """Decode what `snapshot` froze; what is returned puts it in place.
+
+        Raises `Malformed`, or `NeedsNewer` when newer software has written it; nothing has changed then.
+        """
         try:
             parts = iter(pieces)
-            version, cluster, epoch, leader, floor, participants, count = msgpack.unpackb(next(parts, b""))
-            if version != STATE_VERSION or cluster != self.cluster:
-                raise Malformed("of another version, or of another cluster")
+            level, (cluster, epoch, leader, floor, participants, count) = self._restored_head(next(parts, b""))
+            if cluster != self.cluster:
+                raise Malformed("of another cluster")
             if not all(type(number) is int for number in (epoch, floor, count)):
                 raise Malformed("something else where a number should be")
             names = _restored_participants(participants)
@@ -465,12 +525,14 @@ class Ledger:
                 _restore_rows(msgpack.unpackb(part), table, unfinished, keys)
             if len(table) != count:
                 raise Malformed(f"{len(table)} transactions where {count} should be")
+        except Newer as error:
+            raise NeedsNewer(_needs_newer(f"the snapshot holds {error}", self.understands)) from error
         except (ValueError, TypeError, AttributeError, msgpack.exceptions.UnpackException) as error:
             raise Malformed(f"not a state: {error}") from error
 
         def put() -> object:
             replaced = self.participants, self.keys, self._table, self.unfinished
-            self.epoch, self.leader, self.floor = epoch, leader, floor
+            self.level, self.epoch, self.leader, self.floor = level, epoch, leader, floor
             self.participants, self.keys, self._table, self.unfinished = names, keys, table, unfinished
             if self.on_restored is not None:
                 self.on_restored()
@@ -478,13 +540,41 @@ class Ledger:
 
         return put
 
+    def _restored_head(self, piece: bytes) -> tuple[int, list[Any]]:
+        """The level, and the rest of the first piece. Raises `Malformed`, `NeedsNewer`, and what bad bytes raise."""
+        version, *head = msgpack.unpackb(piece)
+        if version == _STATE_VERSION_OF_LEVEL_1:
+            return OLDEST, head
+        if type(version) is not int or version < 1 or not head or type(head[0]) is not int:
+            raise Malformed("of no version")
+        level: int = head[0]
+        if level > self.understands:
+            raise NeedsNewer(_works_at(level, self.understands))
+        if version > STATE_VERSION:
+            raise Newer(f"a state of version {version}")
+        if level <= OLDEST:
+            raise Malformed("of a level that writes another version")
+        return level, head[1:]
+
     def fork(self) -> "Ledger":
         """An independent copy, without a listener: for models that walk many futures of one state."""
-        copy = Ledger(self.cluster)
+        copy = Ledger(self.cluster, understands=self.understands)
+        copy.level = self.level
         copy.epoch, copy.leader, copy.floor = self.epoch, self.leader, self.floor
         copy.participants, copy.keys = dict(self.participants), self.keys.copy()
         copy.unfinished, copy._table = dict(self.unfinished), self._table.copy()
         return copy
+
+
+def _works_at(level: int, understands: int) -> str:
+    return _needs_newer(f"this cluster works at level {level}", understands)
+
+
+def _needs_newer(what: str, understands: int) -> str:
+    return (
+        f"{what}, and this software understands level {understands}: install the software that the other nodes run "
+        "(docs/UPGRADES.md); nothing was changed"
+    )
 
 
 def _restored_participants(plain: Any) -> dict[str, Participant]:

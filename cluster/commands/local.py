@@ -180,6 +180,7 @@ async def _status(arguments: argparse.Namespace) -> int:
     cluster = LocalCluster.open(arguments.data)
     leader = await _leader(cluster, arguments.wait)
     answers = await asyncio.gather(*(_ask(cluster, node) for node in cluster.nodes))
+    level = max((answer.get("level", 1) for answer in answers if answer is not None), default=None)
     rows: list[dict[str, Any]] = []
     for node, answer in zip(cluster.nodes, answers, strict=True):
         process = cluster.process(node)
@@ -192,6 +193,7 @@ async def _status(arguments: argparse.Namespace) -> int:
                 "role": None if answer is None else answer.get("role"),
                 "epoch": None if answer is None else answer.get("epoch"),
                 "in_flight": None if answer is None else answer.get("in_flight"),
+                "understands": None if answer is None else _understands(answer),
             }
         )
     services = [
@@ -203,6 +205,7 @@ async def _status(arguments: argparse.Namespace) -> int:
             {
                 "cluster": cluster.name,
                 "leader": None if leader is None else leader.node,
+                "level": level,
                 "nodes": rows,
                 "services": services,
             }
@@ -215,7 +218,17 @@ async def _status(arguments: argparse.Namespace) -> int:
             print(f"  {row['id']:<12}{row['url']:<24}{_state(row):<22} {role:<10}{detail}".rstrip())
         for row in services:
             print(f"  {row['id']:<12}{row['url']:<24}{_state(row)}")
+        said = {row["id"]: row["understands"] for row in rows if row["understands"] is not None}
+        if len({level, *said.values()}) > 1:
+            each = ", ".join(f"{node} understands {understood}" for node, understood in said.items())
+            print(f"  the cluster works at level {level}; {each}")
     return _judge(cluster, leader, arguments.data)
+
+
+def _understands(answer: dict[str, Any]) -> int:
+    """The level that a node says it understands; older software says nothing."""
+    own: dict[str, Any] = next((row for row in answer["nodes"] if row["id"] == answer["node"]), {})
+    return int(own.get("understands") or 1)
 
 
 def _judge(cluster: LocalCluster, leader: Leader | None, data: Path) -> int:

@@ -11,7 +11,7 @@ its owner who leads. It promises three things and no more:
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,13 @@ OnFatal = Callable[[BaseException], None]
 
 class CannotStart(Exception):
     """What is on disk must not, or cannot, be used. Says which file it is, and what can be done."""
+
+
+class NeedsNewer(CannotStart):
+    """What is committed was written by newer software, and means something that this one does not know.
+
+    Nothing was changed, and nothing is wrong with what is on disk: newer software goes on from there.
+    """
 
 
 class NotProposed(Exception):
@@ -44,7 +51,11 @@ class Leadership:
 
 
 class StateMachine(Protocol):
-    """What is replicated. No method may raise on any bytes that a proposal can hold, nor call back into the log."""
+    """What is replicated. No method may call back into the log, nor raise on any bytes that a proposal can hold.
+
+    But for `NeedsNewer`, of `apply` and `restore`: nothing has changed then, the node stops before it takes what it
+    does not understand for something else, and other replicas may well understand it.
+    """
 
     def apply(self, command: bytes) -> object:
         """Apply one committed command and return what its proposer wants to know."""
@@ -88,6 +99,14 @@ class ReplicatedLog(Protocol):
 
     def reachable(self) -> frozenset[str]:
         """Ids of the other nodes that this one is connected to."""
+        ...
+
+    def understands(self) -> Mapping[str, int | None]:
+        """By node of the cluster, this one included: the level that it has said it understands.
+
+        What that means is the owner's business. A node that is connected and has not said anything understands 1; None:
+        there is no connection to it now.
+        """
         ...
 
     async def transfer(self) -> bool:

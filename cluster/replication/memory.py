@@ -32,6 +32,7 @@ class MemoryLog:
         max_command_bytes: int = MAX_COMMAND_BYTES,
         proposals_max: int = 100_000,
         on_fatal: OnFatal | None = None,
+        understands: int = 1,
     ) -> None:
         assert term >= 1
         assert max_command_bytes >= 1
@@ -41,6 +42,7 @@ class MemoryLog:
         self._max_command_bytes = max_command_bytes
         self._proposals_max = proposals_max
         self._on_fatal = on_fatal
+        self._understands = understands
         self._leading = False
         self._machine: StateMachine | None = None
         self._on_leadership: Callable[[Leadership], None] | None = None
@@ -82,6 +84,10 @@ class MemoryLog:
     def reachable(self) -> frozenset[str]:
         """Nobody: there is no other node."""
         return frozenset()
+
+    def understands(self) -> dict[str, int | None]:
+        """What this node understands; there is no other."""
+        return {self._node: self._understands}
 
     async def transfer(self) -> bool:
         """False: there is nobody to hand over to."""

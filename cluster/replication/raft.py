@@ -602,6 +602,7 @@ class RaftLog:
         clock: Clock | None = None,
         guard: Guard | None = None,
         on_fatal: OnFatal | None = None,
+        understands: int = 1,
     ) -> None:
         self._node = node
         self._settings = settings or RaftSettings()
@@ -614,6 +615,9 @@ class RaftLog:
         self._clock = clock or SystemClock()
         self._guard = guard or Guard()
         self._on_fatal = on_fatal
+        self._understands = understands
+        self._peers_understand: dict[str, int] = {}
+        """What peers have said of themselves, each on its present connection."""
         self._replica: Replica | None = None
         self._journal: RaftJournal | None = None
         self._machine: StateMachine | None = None
@@ -735,6 +739,12 @@ class RaftLog:
     def reachable(self) -> frozenset[str]:
         """Ids of the other nodes that this one is connected to."""
         return frozenset() if self._ended is not None else self._transport.connected()
+
+    def understands(self) -> dict[str, int | None]:
+        """What each node has said that it understands; see `ReplicatedLog`."""
+        reachable = self.reachable()
+        said: dict[str, int | None] = {self._node: self._understands}
+        return said | {peer: self._peers_understand.get(peer, 1) if peer in reachable else None for peer in self._peers}
 
     async def transfer(self) -> bool:
         """Hand leadership over: no proposals are taken meanwhile, and what is open is ended first.
@@ -920,6 +930,9 @@ class RaftLog:
     def _received(self, peer: str, term: int, message: Message) -> None:
         if self._ended is not None or self._replica is None:
             return
+        if message["type"] == "understands":
+            self._peers_understand[peer] = message["level"]
+            return
         try:
             self._replica.receive(self._peers[peer], term, message)
         except Exception as error:  # noqa: BLE001 - whatever it is, this node must stop
@@ -931,11 +944,13 @@ class RaftLog:
     def _connected(self, peer: str) -> None:
         assert self._replica is not None
         self._replica.connect(self._peers[peer])
+        self._transport.send(peer, self._replica.term, {"type": "understands", "level": self._understands})
         self._wake()
 
     def _disconnected(self, peer: str) -> None:
         assert self._replica is not None
         self._replica.disconnect(self._peers[peer])
+        self._peers_understand.pop(peer, None)
         self._wake()
 
     def _refused(self, peer: str) -> None:

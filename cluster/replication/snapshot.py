@@ -25,7 +25,7 @@ from typing import Final
 
 from cluster.replication.disk import Disk, File
 from cluster.replication.entries import Entry
-from cluster.replication.log import CannotStart
+from cluster.replication.log import CannotStart, NeedsNewer
 from cluster.replication.raft_journal import RaftJournal
 from cluster.replication.segments import SyncFailed
 
@@ -124,6 +124,10 @@ class Snapshots:
         except BaseException:
             file.close()
             raise
+
+    def where(self, index: int) -> str:
+        """Where it is, for people."""
+        return self._disk.where(_name(index))
 
     def set_aside(self, index: int) -> None:
         """It is broken: let nobody take it for one."""
@@ -229,6 +233,9 @@ def recover(
         try:
             snapshot, pieces = snapshots.read(index)
             put = restore(pieces)
+        except NeedsNewer as error:
+            # Nothing is wrong with it, and whoever can read it will.
+            raise NeedsNewer(f"{snapshots.where(index)}: {error}") from error
         except Exception as error:  # noqa: BLE001 - whatever it is, this one cannot be used, and there may be another
             _log.error("a snapshot cannot be used: %s", error)
             problems.append(str(error))

@@ -46,8 +46,15 @@ class SoloLog(MemoryLog):
         max_command_bytes: int = MAX_COMMAND_BYTES,
         proposals_max: int = 100_000,
         on_fatal: OnFatal | None = None,
+        understands: int = 1,
     ) -> None:
-        super().__init__(node, max_command_bytes=max_command_bytes, proposals_max=proposals_max, on_fatal=on_fatal)
+        super().__init__(
+            node,
+            max_command_bytes=max_command_bytes,
+            proposals_max=proposals_max,
+            on_fatal=on_fatal,
+            understands=understands,
+        )
         self._folder = folder
         self._handle: int | None = None
         self._disk: ThreadPoolExecutor | None = None

@@ -159,6 +159,7 @@ SHAPES: Final[Mapping[str, _Shape]] = {
         ("data", _bytes),
     ),
     "snapshot_got": (("index", _count), ("offset", _count), ("done", _flag)),
+    "understands": (("level", _count),),
 }
 """All that nodes may say to each other. Commands to run, commands in pieces and requests of operators are not in it."""
 

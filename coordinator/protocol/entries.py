@@ -118,5 +118,12 @@ class Forgotten:
     before: int
 
 
-HouseEntry = TookOver | Registered | Unregistered | Forgotten
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raised:
+    """Every node understands `level`: from here on entries of it may be written. It never falls again."""
+
+    level: int
+
+
+HouseEntry = TookOver | Registered | Unregistered | Forgotten | Raised
 Entry = TransactionEntry | HouseEntry

@@ -53,6 +53,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from coordinator.ledger import Knowledge, Ledger, encode_command
+from coordinator.levels import NEWEST
 from coordinator.protocol.base import CommitProtocol
 from coordinator.protocol.effects import Reply, Send
 from coordinator.protocol.entries import (
@@ -62,6 +63,7 @@ from coordinator.protocol.entries import (
     Entry,
     Forgotten,
     Header,
+    Raised,
     Registered,
     TookOver,
 )
@@ -267,6 +269,7 @@ class World:
     def initial(self) -> StateId:
         """Participants are registered, nobody leads, nobody has heard of anything."""
         ledger = self.rules.ledger(CLUSTER)
+        ledger.apply(encode_command(Header(epoch=0, at=NOW), [Raised(level=NEWEST)]))
         for name in self.names:
             ledger.apply(encode_command(Header(epoch=0, at=NOW), [Registered(name=name, url=f"http://{name}")]))
         ledger = self._interned(ledger)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cluster.replication.log import Leadership, NotProposed, ProposalUnknown, StateMachine
+from coordinator.levels import NEWEST
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +47,9 @@ class HandLog:
     def reachable(self) -> frozenset[str]:
         return frozenset(log.node for log in self._replicas.logs.values() if log is not self and log.machine)
 
+    def understands(self) -> dict[str, int | None]:
+        return dict(self._replicas.understand)
+
     async def transfer(self) -> bool:
         return await self._replicas.transfer(self.node)
 
@@ -81,9 +85,12 @@ class Replicas:
     proposed: int = 0
     successor: str | None = None
     """To whom a stopping leader hands over."""
+    understand: dict[str, int | None] = field(default_factory=dict)
+    """What each node says of itself: that it is of today, unless the test says otherwise."""
     logs: dict[str, HandLog] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.understand = dict.fromkeys(self.nodes, NEWEST) | self.understand
         self.logs = {node: HandLog(self, node) for node in self.nodes}
 
     def propose(self, log: HandLog, command: bytes) -> asyncio.Future[object]:

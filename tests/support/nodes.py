@@ -142,7 +142,8 @@ async def running(
 ) -> AsyncIterator[RunningNode]:
     """A node that runs while the context is open; alone on a log in memory unless told otherwise."""
     config = config or configs()[0]
-    node = Node(config, log or MemoryLog(config.node), clock or SystemClock())
+    log = log or MemoryLog(config.node, understands=config.compatibility.announced)
+    node = Node(config, log, clock or SystemClock())
     headers = {} if config.token is None else {"Authorization": f"Bearer {config.token}"}
     before = asyncio.all_tasks()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), auto_decompress=False) as session:

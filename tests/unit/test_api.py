@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from coordinator import rendering
 from coordinator.codec import MAX_NESTING, nested_too_deeply
 from coordinator.config import Limits, Timing
+from coordinator.levels import NEWEST
 from participants.server import Participant
 from tests.support.clocks import FakeClock
 from tests.support.logs import Replicas
@@ -1039,8 +1040,9 @@ async def test_cluster_health_and_readiness(shop: RunningNode) -> None:
         "role": "leader",
         "leader": "n1",
         "epoch": 1,
+        "level": NEWEST,
         "ready": True,
-        "nodes": [{"id": "n1", "url": shop.url, "role": "leader", "reachable": True}],
+        "nodes": [{"id": "n1", "url": shop.url, "role": "leader", "reachable": True, "understands": NEWEST}],
         "in_flight": 0,
     }
     assert (await shop.call("GET", "/healthz")).json == {"status": "ok"}

@@ -7,6 +7,7 @@ import pytest
 
 from coordinator.config import (
     MAX_NAME,
+    Compatibility,
     ConfigError,
     Limits,
     NodeConfig,
@@ -16,6 +17,7 @@ from coordinator.config import (
     split_address,
     valid_name,
 )
+from coordinator.levels import NEWEST
 
 SECRET = "0123456789abcdef"
 
@@ -53,6 +55,9 @@ max_branches = 8
 
 [timing]
 backoff_min_s = 1
+
+[compatibility]
+highest_level = 1
 """
 
 
@@ -64,6 +69,7 @@ def test_a_file_is_read_and_the_rest_has_defaults(tmp_path):
     assert config.data == tmp_path / "state", "counted from the file's folder"
     assert config.limits == Limits(max_branches=8)
     assert config.timing == Timing(backoff_min_s=1)
+    assert config.compatibility.announced == 1
 
 
 @pytest.mark.parametrize(
@@ -115,7 +121,13 @@ def test_nodes_must_be_tables(nodes):
         NodeConfig.of({"nodes": nodes}, base=Path())
 
 
-@pytest.mark.parametrize("section", ["limits", "timing"])
+def test_a_node_announces_what_it_understands_and_no_more_than_it_is_told_to():
+    assert Compatibility().announced == Compatibility(highest_level=NEWEST + 1).announced == NEWEST
+    with pytest.raises(ConfigError, match="highest_level must be at least 1"):
+        Compatibility(highest_level=0)
+
+
+@pytest.mark.parametrize("section", ["limits", "timing", "compatibility"])
 def test_sections_must_be_tables(section):
     nodes = [{"id": "n1", "api": "127.0.0.1:1", "raft": "127.0.0.1:2"}]
     with pytest.raises(ConfigError, match=f"{section} must be a table"):

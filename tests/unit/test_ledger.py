@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.replication.log import NeedsNewer
 from coordinator.codec import Malformed
 from coordinator.ledger import (
     COMMAND_VERSION,
@@ -20,6 +21,7 @@ from coordinator.ledger import (
     decode_command,
     encode_command,
 )
+from coordinator.levels import NEWEST
 from coordinator.protocol.entries import (
     Begun,
     BranchPlan,
@@ -29,6 +31,7 @@ from coordinator.protocol.entries import (
     Ended,
     Forgotten,
     Header,
+    Raised,
     Registered,
     TookOver,
     Unregistered,
@@ -53,6 +56,7 @@ class Bench:
         self.ledger = ledger if ledger is not None else Ledger("m")
         self.ledger.apply(encode_command(Header(epoch=0, at=0), [registered("a"), registered("b")]))
         self.take_over(1)
+        self.do(Raised(level=NEWEST))
 
     def do(self, *entries, epoch=None, at=0):
         header = Header(epoch=self.ledger.epoch if epoch is None else epoch, at=at)
@@ -86,6 +90,7 @@ def decision(gid, which, vote=VoteKind.PREPARED):
 
 def everything(ledger):
     return (
+        ledger.level,
         ledger.epoch,
         ledger.leader,
         ledger.floor,
@@ -134,16 +139,15 @@ for _ in range(500):
         None,
         [],
         {},
-        [COMMAND_VERSION + 1, 1, 1, []],
+        [COMMAND_VERSION - 1, 1, 1, []],
+        [str(COMMAND_VERSION + 1), 1, 1, []],
+        [COMMAND_VERSION, 1, 1, [], []],
         [COMMAND_VERSION, "1", 1, []],
         [COMMAND_VERSION, 1, None, []],
         [COMMAND_VERSION, 1, 1, {}],
         [COMMAND_VERSION, 1, 1, [7]],
-        [COMMAND_VERSION, 1, 1, [[99, "m-1-1"]]],
         [COMMAND_VERSION, 1, 1, [[7]]],
         [COMMAND_VERSION, 1, 1, [[7, 5]]],
-        [COMMAND_VERSION, 1, 1, [[7, "m-1-1", "and more"]]],
-        [COMMAND_VERSION, 1, 1, [[4, "m-1-1", "perhaps"]]],
         [COMMAND_VERSION, 1, 1, [[2, "m-1-1", "2pc", [[7, "m-1-1"]], 1]]],
         [COMMAND_VERSION, 1, 1, [ENTRIES.to_plain(BranchPlan(name="a", participant="a", payload=b""))]],
         [COMMAND_VERSION, 1, 1, [ENTRIES.to_plain(BranchVote(branch="a", vote=VoteKind.PREPARED))]],
@@ -222,10 +226,6 @@ def test_transactions_begin_in_the_order_of_their_numbers(bench):
 def test_only_this_clusters_gids_begin(bench, gid):
     assert bench.verdict(begun(gid)) is Verdict.MALFORMED
     assert bench.verdict(Ended(gid=gid)) is Verdict.MALFORMED
-
-
-def test_a_protocol_of_the_future_begins_nothing(bench):
-    assert bench.verdict(begun("m-1-1", protocol="9pc")) is Verdict.MALFORMED
 
 
 def test_every_participant_must_be_registered(bench):
@@ -490,21 +490,31 @@ def test_a_snapshot_is_of_the_moment_it_was_taken(bench):
         [None],
         [7],
         [[]],
-        [[STATE_VERSION + 1, "m", 0, None, -1, [], 0]],
-        [[STATE_VERSION, "other", 0, None, -1, [], 0]],
-        [[STATE_VERSION, "m", "0", None, -1, [], 0]],
-        [[STATE_VERSION, "m", 0, None, None, [], 0]],
-        [[STATE_VERSION, "m", 0, None, -1, 1, 0]],
-        [[STATE_VERSION, "m", 0, None, -1, [[1]], 0]],
-        [[STATE_VERSION, "m", 0, None, -1, [], 1]],
-        [[STATE_VERSION, "m", 0, None, -1, [], "0"]],
-        [[STATE_VERSION, "m", 0, None, -1, [], 1], 7],
-        [[STATE_VERSION, "m", 0, None, -1, [], 1], [[1]]],
-        [[STATE_VERSION, "m", 0, None, -1, [], 1], [["1", b""]]],
-        [[STATE_VERSION, "m", 0, None, -1, [], 1], [[1, b""]]],
-        [[STATE_VERSION, "m", 0, None, -1, [], 1], [[1, msgpack.packb([1] * 10)]]],
-        [[STATE_VERSION, "m", 0, None, -1, [], 1], [[1, [3, "a", "http://a", False]]]],
-        [[STATE_VERSION, "m", 0, None, -1, [], 1], [[1, DEEP]]],
+        [[0, 2, "m", 0, None, -1, [], 0]],
+        [["2", 2, "m", 0, None, -1, [], 0]],
+        [[1, 2, "m", 0, None, -1, [], 0]],
+        [[2, 1, "m", 0, None, -1, [], 0]],
+        [[2, "m", 0, None, -1, [], 0]],
+        *(
+            [[*version, *head], *rest]
+            for version in ([1], [STATE_VERSION, NEWEST])
+            for head, *rest in (
+                [["other", 0, None, -1, [], 0]],
+                [["m", "0", None, -1, [], 0]],
+                [["m", 0, None, None, [], 0]],
+                [["m", 0, None, -1, 1, 0]],
+                [["m", 0, None, -1, [[1]], 0]],
+                [["m", 0, None, -1, [], 1]],
+                [["m", 0, None, -1, [], "0"]],
+                [["m", 0, None, -1, [], 1], 7],
+                [["m", 0, None, -1, [], 1], [[1]]],
+                [["m", 0, None, -1, [], 1], [["1", b""]]],
+                [["m", 0, None, -1, [], 1], [[1, b""]]],
+                [["m", 0, None, -1, [], 1], [[1, msgpack.packb([1] * 10)]]],
+                [["m", 0, None, -1, [], 1], [[1, [3, "a", "http://a", False]]]],
+                [["m", 0, None, -1, [], 1], [[1, DEEP]]],
+            )
+        ),
     ],
     ids=lambda plain: reprlib.repr(plain)[:60],
 )
@@ -538,7 +548,7 @@ VOTES = st.builds(
 BEGINNINGS = st.builds(
     Begun,
     gid=GIDS,
-    protocol=st.sampled_from(["2pc", "2pc", "2pc", "?"]),
+    protocol=st.just("2pc"),
     branches=PLANS.map(tuple),
     timeout_ms=TIMES,
     key=st.none() | st.sampled_from(["k", "l"]),
@@ -563,6 +573,7 @@ ENTRY = st.one_of(
     st.builds(Registered, name=NAMES, url=st.just("http://p"), batch=st.booleans()),
     st.builds(Unregistered, name=NAMES),
     st.builds(Forgotten, floor=FLOORS, before=TIMES),
+    st.builds(Raised, level=st.integers(-1, NEWEST)),
 )
 HEADERS = st.builds(Header, epoch=st.sampled_from([1, 1, 1, 2, 0]), at=TIMES)
 COMMANDS = st.builds(encode_command, HEADERS, st.lists(ENTRY, min_size=1, max_size=4))
@@ -588,15 +599,24 @@ def prepared_ledger():
     return Bench().ledger
 
 
+def apply(ledger, command):
+    """What it did; the words of a refusal, of what newer software may have written."""
+    before = everything(ledger)
+    try:
+        return ledger.apply(command)
+    except NeedsNewer as refusal:
+        assert everything(ledger) == before
+        return str(refusal)
+
+
 @ANY
 @given(LOGS)
-def test_no_bytes_make_it_raise_and_equal_logs_make_equal_ledgers(log):
+def test_no_bytes_make_it_raise_anything_else_and_equal_logs_make_equal_ledgers(log):
     one, two = prepared_ledger(), prepared_ledger()
     for command in log:
-        verdicts = one.apply(command)
-        assert isinstance(verdicts, list)
-        assert all(isinstance(applied, Applied) for applied in verdicts)
-        assert two.apply(command) == verdicts
+        verdicts = apply(one, command)
+        assert isinstance(verdicts, str) or all(isinstance(applied, Applied) for applied in verdicts)
+        assert apply(two, command) == verdicts
     assert everything(one) == everything(two)
 
 
@@ -605,11 +625,11 @@ def test_no_bytes_make_it_raise_and_equal_logs_make_equal_ledgers(log):
 def test_a_restored_ledger_is_the_same_and_goes_on_in_the_same_way(log, rest):
     one, two = prepared_ledger(), Ledger("m")
     for command in log:
-        one.apply(command)
+        apply(one, command)
     two.restore(one.snapshot()())()
     assert everything(one) == everything(two)
     for command in rest:
-        assert one.apply(command) == two.apply(command)
+        assert apply(one, command) == apply(two, command)
     assert everything(one) == everything(two)
 
 
@@ -618,11 +638,12 @@ def test_a_restored_ledger_is_the_same_and_goes_on_in_the_same_way(log, rest):
 def test_a_fork_goes_its_own_way(log, rest):
     one = prepared_ledger()
     for command in log:
-        one.apply(command)
+        apply(one, command)
     before = everything(one)
     fork = one.fork()
+    assert everything(fork) == before
     for command in rest:
-        fork.apply(command)
+        apply(fork, command)
     assert everything(one) == before
 
 
@@ -635,13 +656,14 @@ def test_every_step_keeps_the_invariants(log):
         for entry in entries:
             gid = getattr(entry, "gid", None)
             before = ledger.get(gid) if gid is not None else None
-            epoch, floor = ledger.epoch, ledger.floor
+            epoch, floor, level = ledger.epoch, ledger.floor, ledger.level
             (applied,) = ledger.apply(encode_command(header, [entry]))
             after = ledger.get(gid) if gid is not None else None
             assert check_delta(before, after) == []
             assert after is None or check(after) == []
             assert ledger.epoch >= epoch
             assert ledger.floor >= floor
+            assert ledger.level >= level
             assert applied.verdict is Verdict.APPLIED or after == before
             if applied.verdict is Verdict.APPLIED and gid is not None:
                 assert applied.txn == after, "packed and unpacked it is the same"
@@ -661,7 +683,7 @@ def test_an_outcome_once_told_is_never_told_differently(log):
     gids = ["m-0-1", *(f"m-{epoch}-{n}" for epoch in (1, 2) for n in (1, 2, 3))]
     for command in log:
         before = {gid: ledger.knowledge(gid) for gid in gids}
-        ledger.apply(command)
+        apply(ledger, command)
         for gid, old in before.items():
             new = ledger.knowledge(gid)
             match old:
@@ -680,6 +702,6 @@ def test_an_outcome_once_told_is_never_told_differently(log):
 def test_no_bytes_make_restoring_raise_anything_else(state):
     ledger = prepared_ledger()
     before = everything(ledger)
-    with pytest.raises(Malformed):
+    with pytest.raises((Malformed, NeedsNewer)):
         ledger.restore([state])
     assert everything(ledger) == before
