@@ -8,6 +8,10 @@
       resolver        asks the coordinators about branches in doubt
     sqlite          an SQLite database as a resource manager
       sqlite_store    a batch is a transaction;  sqlite_work  an operation's changes;  sqlite_locks, sqlite_tables
+    prepared        databases that know prepared transactions: the rules that they share
+    postgres        a PostgreSQL database as a resource manager
+      postgres_database  its statements;  postgres_checks, postgres_errors, postgres_names, postgres_pool
+      postgres_branch    what an operation is given
     per_branch      a resource manager of your own, from three coroutines;  record_file  its records
     records         the tables that remember branches
     null            holds nothing; for benchmarks

@@ -18,7 +18,8 @@ def postgres() -> Iterator[PostgresServer]:
     server = PostgresServer(server_folder("outlast-pg-"))
     asyncio.run(server.start())
     yield server
-    asyncio.run(server.stop())
+    # Not `stop`, which would sync all that the tests wrote.
+    asyncio.run(server.kill())
     server.remove()
 
 
