@@ -267,7 +267,7 @@ def _add_tx_commands(commands: "_Commands[argparse.ArgumentParser]") -> None:
         "outlast tx list --state committing",
     )
     listing.add_argument(
-        "--state", choices=("preparing", "committing", "aborting", "committed", "aborted"), help="only those"
+        "--state", choices=("active", "preparing", "committing", "aborting", "committed", "aborted"), help="only those"
     )
     listing.add_argument("--limit", type=_positive, default=20, help="at most so many (%(default)s)")
     listing.add_argument("--after", metavar="GID", help="go on after this one")
