@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from coordinator.codec import Malformed
-from coordinator.config import Limits
+from coordinator.config import Compatibility, Limits
 from coordinator.ledger import ENTRIES, decode_command, encode_command
 from coordinator.protocol.effects import Reply, Send, SetDeadline
 from coordinator.protocol.entries import (
@@ -385,6 +386,15 @@ async def test_what_is_active_may_come_to_name_anybody_and_holds_every_floor(
     await commit(shop, gid, "stock", wait="ended")
     assert (await shop.submit("stock", wait="ended")).json["state"] == "committed"
     assert scripted.heard[-1].body["floor"] == scripted.heard[-1].body["gid"]
+
+
+async def test_it_needs_a_cluster_whose_nodes_all_understand_it(null: Participant) -> None:
+    config = replace(configs()[0], compatibility=Compatibility(highest_level=1))
+    async with running(config) as node:
+        await node.register("stock", null.url)
+        assert (await node.call("POST", "/v1/transactions/begin", {})).code == "not_before_upgrade"
+        assert (await node.submit("stock")).json["decision"] == "commit"
+        assert len(node.node.ledger) == 1
 
 
 # ------------------------------------------------------------------------------------------------ many nodes
