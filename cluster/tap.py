@@ -227,10 +227,10 @@ class _HangUp(Exception):
 class Tap:
     """A proxy in front of the participant at `target`. Use it as an async context manager, or `start` and `stop`.
 
-    port: where it listens on loopback; 0: a free one. A tap that is started again keeps its port.
+    port: where it listens; 0: a free one. A tap that is started again keeps its port. host: on which address.
     """
 
-    def __init__(self, target: str, *, name: str = "participant", port: int = 0) -> None:
+    def __init__(self, target: str, *, name: str = "participant", port: int = 0, host: str = HOST) -> None:
         self.name = name
         self.target = target.rstrip("/")
         self.messages = 0
@@ -239,6 +239,7 @@ class Tap:
         """By gid and branch."""
         self.watchers: list[Callable[[Message, int, Any], None]] = []
         """Called with each message, the status and the body that the participant answered it with."""
+        self._host = host
         self._port = port
         self._holds: list[Hold] = []
         self._rules: list[_Rule] = []
@@ -250,7 +251,7 @@ class Tap:
     def url(self) -> str:
         """Under which to register the participant. Known once it has started, or with a port of one's choice."""
         assert self._port, "the tap has not been started"
-        return f"http://{HOST}:{self._port}"
+        return f"http://{self._host}:{self._port}"
 
     async def __aenter__(self) -> "Tap":
         await self.start()
@@ -269,7 +270,7 @@ class Tap:
         # What is still held when the tap stops has nobody left to wait for.
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, HOST, self._port)
+        site = web.TCPSite(self._runner, self._host, self._port)
         await site.start()
         self._port = self._runner.addresses[0][1]
         self._session = aiohttp.ClientSession(

@@ -48,7 +48,7 @@ from cluster.replication.disk import NO_ROOM
 from cluster.replication.guard import Guard, Message
 from cluster.replication.holdback import HoldBack
 from cluster.replication.journal import JournalHandlers
-from cluster.replication.log import CannotStart, Leadership, NotProposed, OnFatal, ProposalUnknown, StateMachine
+from cluster.replication.log import Leadership, NotProposed, OnFatal, ProposalUnknown, StateMachine
 from cluster.replication.prevote import PreVote
 from cluster.replication.raft_journal import JournalFactory, RaftJournal
 from cluster.replication.settings import RaftSettings
@@ -311,17 +311,18 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             and stock.monotonicTime() - self._heard_s < self._settings.election_min_s
         )
 
-    def _poll_first(self) -> None:
-        """Keep pysyncobj from campaigning until a majority would vote for this node."""
+    def _may_campaign(self) -> bool:
+        """Whether it is time, and a majority would vote for this node; when it is time, and that is not known: ask."""
+        if not self._peers or self._SyncObj__transferInProgress:
+            return True
         now_s = stock.monotonicTime()
-        due = self._SyncObj__raftElectionDeadline < now_s
-        if not due or not self._peers or self._SyncObj__transferInProgress:
-            return
+        if self._SyncObj__raftElectionDeadline >= now_s:
+            return False
         connected = {peer.id for peer in self._peers if self.is_connected(peer)}
         term = self.term + 1
         if self._prevote.is_won(term, now_s, connected):
             self._prevote.cancel()
-            return
+            return True
         if self._prevote.is_due(term, now_s):
             if self._prevote.term == term:
                 # The leader was asked, too, and has not answered.
@@ -332,7 +333,16 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             for peer in self._peers:
                 if peer.id in connected:
                     self.held.send(peer.id, question)
-        self._SyncObj__raftElectionDeadline = now_s + self._settings.tick_s / 4  # until the next look
+        return False
+
+    def _tick_without_campaign(self) -> None:
+        """Its tick reads the clock for itself, a moment later: what was not due for us could be for it."""
+        deadline_s, self._SyncObj__raftElectionDeadline = self._SyncObj__raftElectionDeadline, math.inf
+        try:
+            self.doTick()
+        finally:
+            if self._SyncObj__raftElectionDeadline == math.inf:
+                self._SyncObj__raftElectionDeadline = deadline_s
 
     # Catching up.
 
@@ -510,8 +520,10 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             self.catch_up.lead_no_more()
             if self._idle:
                 self._SyncObj__raftElectionDeadline = stock.monotonicTime() + self._settings.election_min_s
-            self._poll_first()
-            self.doTick()
+            if self._may_campaign():
+                self.doTick()
+            else:
+                self._tick_without_campaign()
             return
         self._commit()
         # It would look at every entry that is not committed, one by one, each time: a second, for a new leader of a
@@ -1088,10 +1100,7 @@ class RaftLog:
         if self._ended is not None:
             return
         loop = asyncio.get_running_loop()
-        if isinstance(error, CannotStart):
-            _log.critical("%s: this node must stop: %s", self._node, error)  # it says what to do, to people
-        else:
-            _log.critical("%s: this node must stop", self._node, exc_info=error)
+        _log.critical("%s: this node must stop", self._node, exc_info=error)
         self._end(f"failed: {error!r}")
         self._leaving = loop.create_task(self._transport.stop())
         if self._on_fatal is not None:

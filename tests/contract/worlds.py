@@ -74,8 +74,6 @@ class World:
         self.machines: dict[str, Recorder] = {}
         self.told: dict[str, list[Leadership]] = {}
         self.fatal: list[BaseException] = []
-        self.understand = {"n1": 4, "n2": 3}
-        """What nodes announce, from their next start on; others announce 1."""
 
     def make(self, node: str) -> ReplicatedLog:
         raise NotImplementedError
@@ -112,23 +110,12 @@ class World:
 
 class MemoryWorld(World):
     def make(self, node: str) -> ReplicatedLog:
-        return MemoryLog(
-            node,
-            max_command_bytes=MAX_COMMAND_BYTES,
-            on_fatal=self.fatal.append,
-            understands=self.understand.get(node, 1),
-        )
+        return MemoryLog(node, max_command_bytes=MAX_COMMAND_BYTES, on_fatal=self.fatal.append)
 
 
 class SoloWorld(World):
     def make(self, node: str) -> ReplicatedLog:
-        return SoloLog(
-            self.folder / node,
-            node,
-            max_command_bytes=MAX_COMMAND_BYTES,
-            on_fatal=self.fatal.append,
-            understands=self.understand.get(node, 1),
-        )
+        return SoloLog(self.folder / node, node, max_command_bytes=MAX_COMMAND_BYTES, on_fatal=self.fatal.append)
 
 
 class RaftWorld(World):
@@ -149,7 +136,6 @@ class RaftWorld(World):
             journal=file_journal(self.folder / node),
             settings=self.settings,
             on_fatal=self.fatal.append,
-            understands=self.understand.get(node, 1),
         )
 
 

@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 
 from cluster.calls import Answer, Caller, Unreachable
 from cluster.local import Leader, LocalCluster
+from cluster.ports import HOST
 from cluster.process import Process
 from cluster.service import Service
 from cluster.tap import Tap
@@ -90,6 +91,9 @@ class Told:
 class World:
     """See the module's text. `services` is filled by who knows what to serve: see `shop_world.py`."""
 
+    host = HOST
+    """Where nodes find the services."""
+
     def __init__(self, folder: Path, *, seed: int, timeout_s: float = 10.0, batch: bool = True) -> None:
         self.cluster = LocalCluster(folder / "c")
         self.folder = folder
@@ -111,16 +115,23 @@ class World:
 
     async def __aenter__(self) -> "World":
         try:
-            await self._caller.__aenter__()
             self.cluster.lay_out()
+            self._caller = self.cluster.caller()
+            await self._caller.__aenter__()
             self.lay_out()
             await asyncio.gather(
                 self.cluster.start(), *(service.start(within_s=PATIENCE_S) for service in self.services.values())
             )
             for name, service in self.services.items():
-                self.taps[name] = Tap(service.url, name=name)
+                self.taps[name] = Tap(service.url, name=name, host=self.host)
                 await self.taps[name].start()
-                await service.register(self.cluster.urls, url=self.taps[name].url, batch=self.batch)
+                await service.register(
+                    self.cluster.urls,
+                    url=self.taps[name].url,
+                    batch=self.batch,
+                    token=self.cluster.token,
+                    ca=self.cluster.ca,
+                )
         except BaseException:
             await self._end()
             raise

@@ -411,6 +411,33 @@ async def test_a_lost_leader_says_nothing_more(led: Led, scripted: ScriptedParti
     assert led.replicas.proposed == before
 
 
+async def test_without_a_leader_nobody_waits_for_long(
+    led: Led, scripted: ScriptedParticipant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.driver.LEADERLESS_S", 0.1)
+    scripted.rule = on("prepare", hang)
+    await led.running.register("stock", scripted.url)
+    gid = await led.begin("stock")
+    waiting = [
+        asyncio.create_task(led.running.submit("stock", wait="decided", timeout_s=300)),
+        asyncio.create_task(led.running.call("GET", f"/v1/transactions/{gid}?wait=ended&timeout_s=300")),
+    ]
+    await eventually(lambda: len(led.driver._decided_waiters) == len(led.driver._ended_waiters) == 1)
+    led.follow("n2")
+    # Another leads, and its decisions come here too: whoever waits goes on waiting.
+    assert led.driver._leaderless is None
+    led.follow(None)
+    led.follow("n2")
+    assert led.driver._leaderless is None
+    assert not any(task.done() for task in waiting)
+    led.follow(None)
+    for task in waiting:
+        reply = await task
+        assert (reply.status, reply.json["decision"]) == (202, None)
+    assert not led.driver._decided_waiters
+    assert not led.driver._ended_waiters
+
+
 async def test_entries_that_wait_when_leadership_goes_fail_definitely(led: Led, null: Participant) -> None:
     await led.running.register("stock", null.url)
     led.replicas.hold = True

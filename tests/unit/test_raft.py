@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import random
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -187,6 +188,28 @@ def test_nobody_campaigns_whom_no_majority_would_vote_for() -> None:
         node.hear("n2", 1, type="pre_vote_answer", term=2, granted=True)
         await asyncio.sleep(0.01)
         assert [message["term"] for message in node.transport.said("request_vote")] == [2, 2]
+
+    alone(scenario)
+
+
+@pytest.mark.parametrize("step_s", [1e-4, 1e-3])
+def test_time_that_passes_within_a_turn_is_no_reason_to_campaign(
+    step_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(node: Alone) -> None:
+        await _polls(node)
+        passed_s = itertools.count(1)
+        now_s = asyncio.get_running_loop().time
+        chooser = random.Random(1)
+        with monkeypatch.context() as patched:
+            # pysyncobj reads the clock after us, and it has gone on.
+            patched.setattr(raft.stock, "monotonicTime", lambda: now_s() + next(passed_s) * step_s)
+            for _ in range(2000):
+                node.log._wake()
+                await asyncio.sleep(chooser.random() * 0.005)
+        assert len(node.transport.said("pre_vote")) > 50
+        assert not node.transport.said("request_vote")
+        assert node.log.leadership().term == 1
 
     alone(scenario)
 
