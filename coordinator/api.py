@@ -6,6 +6,7 @@ this node leads and at the leader when it does not.
 
 import asyncio
 import logging
+import random
 import ssl
 import uuid
 from collections.abc import Awaitable, Callable
@@ -72,7 +73,9 @@ class Api:
         clock: Clock,
         metrics: Metrics,
         tls: ssl.SSLContext | None = None,
+        rng: random.Random | None = None,
     ) -> None:
+        self._rng = rng if rng is not None else random.SystemRandom()
         self._config = config
         self._limits = config.limits
         self._driver = driver
@@ -152,7 +155,8 @@ class Api:
         until_s = self._clock.monotonic_s() + wait_s
         # To be passed on, or made again at the next leader, a request needs a key; while this node leads it does not,
         # and the ledger need not remember one.
-        keyed = new if key is not None else replace(new, key=f"node-{uuid.uuid4()}")
+        own_key = uuid.UUID(int=self._rng.getrandbits(128), version=4)
+        keyed = new if key is not None else replace(new, key=f"node-{own_key}")
         attempt = new if self._driver.leading else keyed
 
         async def here() -> web.Response:

@@ -356,6 +356,10 @@ class Driver:
                 self._courier.wake(branch.participant)
 
     def _absent(self, gid: str) -> Exception:
+        parsed = self._ledger.own_gid(gid)
+        if parsed is not None and parsed.epoch > self._ledger.epoch:
+            # Another node leads, and this one has not noticed yet.
+            return NotKnownYet(f"{gid} is of a later leader than this node has heard of")
         knowledge = self._ledger.knowledge(gid)
         if knowledge is Knowledge.FORGOTTEN:
             return Gone(f"{gid} has been forgotten, or never was; its retention time is over")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 
 from aiohttp import web
 
@@ -22,17 +23,29 @@ _log = logging.getLogger(__name__)
 class Node:
     """Life of a node: `start`, then `stop`, which hands over, answers who waits, and only then goes.
 
-    tls: opened from the configuration when it is left out, which raises `ConfigError`.
+    tls: opened from the configuration when it is left out, which raises `ConfigError`. rng: where chance comes from.
     """
 
-    def __init__(self, config: NodeConfig, log: ReplicatedLog, clock: Clock, *, tls: Tls | None = None) -> None:
+    _ledger_type = Ledger
+    _driver_type = Driver
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        log: ReplicatedLog,
+        clock: Clock,
+        *,
+        tls: Tls | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
         self.config = config
         self._tls = tls = tls if tls is not None else Tls.load(config)
-        self.ledger = Ledger(config.cluster)
+        self._rng = rng if rng is not None else random.SystemRandom()
+        self.ledger = self._ledger_type(config.cluster)
         self.log = log
         self._clock = clock
         self._metrics = Metrics()
-        self.driver = Driver(
+        self.driver = self._driver_type(
             config=config,
             ledger=self.ledger,
             log=log,
@@ -46,6 +59,7 @@ class Node:
                 on_answers=heard,
                 token=config.participant_token,
                 tls=tls.participants,
+                rng=self._rng,
             ),
         )
         self._runner: web.AppRunner | None = None
@@ -60,6 +74,7 @@ class Node:
             clock=self._clock,
             metrics=self._metrics,
             tls=self._tls.api_client,
+            rng=self._rng,
         )
         host, port = split_address(self.config.me.api, "api")
         # aiohttp waits so long twice: for requests that are whole, and then for all, bodies that never come included.

@@ -27,6 +27,7 @@ that runs, answers "unknown" to what waits, and closes the manager.
 import asyncio
 import hmac
 import logging
+import random
 import signal
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
@@ -103,12 +104,12 @@ def _malformed(status: int, detail: str) -> web.Response:
 
 
 class Participant:
-    """A resource manager that is being served. `url` is where; made by `start`."""
+    """A resource manager that is being served. `url` is where; made by `start`. `rng`: where chance comes from."""
 
-    def __init__(self, manager: ResourceManager, settings: ServerSettings) -> None:
+    def __init__(self, manager: ResourceManager, settings: ServerSettings, *, rng: random.Random | None = None) -> None:
         self._manager = manager
         self._settings = settings
-        self._resolver = Resolver(settings, self._finish)
+        self._resolver = Resolver(settings, self._finish, rng=rng)
         self._intake = Intake(manager, settings, heard=self._heard, lost=self._lost)
         self._unheard = False
         self._listing: asyncio.Task[None] | None = None

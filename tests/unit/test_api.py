@@ -273,6 +273,13 @@ async def test_unknown_and_foreign_gids(shop: RunningNode) -> None:
             assert (reply.status, reply.code) == (404, "not_found"), (method, gid)
 
 
+async def test_what_a_later_leader_began_is_not_said_to_be_missing(shop: RunningNode) -> None:
+    """A leader that was deposed, and has not noticed, cannot know."""
+    for method, path in (("GET", ""), ("POST", "/abort")):
+        reply = await shop.call(method, f"/v1/transactions/test-999-7{path}")
+        assert (reply.status, reply.code) == (503, "not_known_yet"), method
+
+
 async def test_a_long_foreign_gid_is_cut_within_its_quotes(shop: RunningNode) -> None:
     reply = await shop.call("GET", f"/v1/transactions/{'x' * 300}")
     assert reply.json["detail"] == f"'{'x' * 100}' is not a gid of cluster test"
