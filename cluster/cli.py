@@ -191,13 +191,27 @@ def _add_serving_commands(commands: "_Commands[argparse.ArgumentParser]") -> Non
         "serve one participant until SIGTERM",
         "outlast participant sqlite --operations shop.stock:operations --file stock.db --port 7501 \\",
         "    --coordinator http://127.0.0.1:7400 --name stock --register http://127.0.0.1:7400",
+        "outlast participant postgres --operations shop.stock:operations --dsn-file stock.dsn --port 7501 \\",
+        "    --coordinator http://127.0.0.1:7400 --name stock --register http://127.0.0.1:7400",
         "outlast participant null --port 7502",
     )
-    participant.add_argument("kind", choices=("sqlite", "null"), help="what holds the data; null holds nothing")
+    participant.add_argument(
+        "kind", choices=("sqlite", "postgres", "null"), help="what holds the data; null holds nothing"
+    )
     participant.add_argument(
         "--operations",
         metavar="MODULE:NAME",
-        help="sqlite: the Operations that payloads may name, such as mypackage.stock:operations",
+        help="sqlite, postgres: the Operations that payloads may name, such as mypackage.stock:operations",
+    )
+    participant.add_argument(
+        "--dsn-file", type=Path, metavar="FILE", help="postgres: holds postgresql://user:password@host/database"
+    )
+    participant.add_argument(
+        "--dsn", help="postgres: the same, without a password, which everybody would see; or OUTLAST_DSN"
+    )
+    participant.add_argument("--db-schema", metavar="NAME", help="postgres: where the two tables of branches are")
+    participant.add_argument(
+        "--accept-unsafe", action="store_true", help="postgres: serve a server with fsync off too, for tests"
     )
     participant.add_argument("--file", type=Path, metavar="FILE", help="sqlite: the database")
     participant.add_argument("--schema", type=Path, metavar="FILE", help="sqlite: SQL run when the database is new")
@@ -267,7 +281,7 @@ def _add_tx_commands(commands: "_Commands[argparse.ArgumentParser]") -> None:
         "outlast tx list --state committing",
     )
     listing.add_argument(
-        "--state", choices=("preparing", "committing", "aborting", "committed", "aborted"), help="only those"
+        "--state", choices=("active", "preparing", "committing", "aborting", "committed", "aborted"), help="only those"
     )
     listing.add_argument("--limit", type=_positive, default=20, help="at most so many (%(default)s)")
     listing.add_argument("--after", metavar="GID", help="go on after this one")

@@ -22,7 +22,7 @@ from coordinator import parsing, rendering
 from coordinator.codec import JSON_TYPE, json_bytes
 from coordinator.config import NodeConfig
 from coordinator.copying import Copying
-from coordinator.driver import Driver
+from coordinator.driver import Driver, NewTransaction
 from coordinator.errors import (
     BadRequest,
     NoLeader,
@@ -93,7 +93,10 @@ class Api:
             [
                 web.post("/v1/transactions", self._submit),
                 web.get("/v1/transactions", self._list),
+                web.post("/v1/transactions/begin", self._begin),
                 web.get("/v1/transactions/{gid}", self._show),
+                web.post("/v1/transactions/{gid}/branches", self._enlist),
+                web.post("/v1/transactions/{gid}/commit", self._commit),
                 web.post("/v1/transactions/{gid}/abort", self._abort),
                 web.get("/v1/outcomes/{gid}", self._outcome),
                 web.get("/v1/participants", self._participants),
@@ -153,6 +156,19 @@ class Api:
         new, wait = parsing.new_transaction(parsing.json_object(body), key, self._limits)
         wait_s = self._patience_s(request, new.timeout_ms / 1000 + _EXTRA_WAIT_S if wait != "none" else 0.0)
         until_s = self._clock.monotonic_s() + wait_s
+        return await self._begun(request, body, new, lambda txn: self._when(txn.gid, wait, until_s), wait_s=wait_s)
+
+    async def _begun(
+        self,
+        request: web.Request,
+        body: bytes,
+        new: NewTransaction,
+        then: Callable[[Transaction], Awaitable[web.Response]],
+        *,
+        wait_s: float,
+    ) -> web.Response:
+        """What `then` makes of the transaction once it has begun, here or at the leader."""
+        key = new.key
         # To be passed on, or made again at the next leader, a request needs a key; while this node leads it does not,
         # and the ledger need not remember one.
         own_key = uuid.UUID(int=self._rng.getrandbits(128), version=4)
@@ -167,7 +183,7 @@ class Api:
             except OutcomeUnknown as error:
                 error.repeatable = this_time.key is not None
                 raise
-            return await self._when(txn.gid, wait, until_s)
+            return await then(txn)
 
         return await self._relay.run(
             request,
@@ -176,6 +192,44 @@ class Api:
             extra={KEY_HEADER: str(keyed.key), WAIT_HEADER: str(int(wait_s * 1000))},
             wait_s=wait_s,
         )
+
+    async def _begin(self, request: web.Request) -> web.Response:
+        body = await self._body(request)
+        key = parsing.idempotency_key(request.headers.get(KEY_HEADER), self._limits)
+        new = parsing.application_transaction(parsing.json_object(body), key, self._limits)
+
+        async def then(txn: Transaction) -> web.Response:
+            return self._application_transaction(txn)
+
+        return await self._begun(request, body, new, then, wait_s=self._config.timing.proposal_timeout_s)
+
+    async def _enlist(self, request: web.Request) -> web.Response:
+        gid, body = request.match_info["gid"], await self._body(request)
+        branch, participant = parsing.enlistment(parsing.json_object(body))
+
+        async def here() -> web.Response:
+            return self._application_transaction(await self._driver.enlist(gid, branch, participant))
+
+        return await self._relay.run(request, here, body=body, wait_s=self._config.timing.proposal_timeout_s)
+
+    async def _commit(self, request: web.Request) -> web.Response:
+        gid, body = request.match_info["gid"], await self._body(request)
+        branches, wait = parsing.seal(parsing.json_object(body), self._limits)
+        # How long the transaction may take is known where it is led: a decision comes before its deadline, or with it.
+        wait_s = self._patience_s(request, self._limits.max_timeout_s + _EXTRA_WAIT_S if wait != "none" else 0.0)
+        until_s = self._clock.monotonic_s() + wait_s
+
+        async def here() -> web.Response:
+            txn = await self._driver.seal(gid, branches)
+            left_s = max(0.0, (txn.expires_at - self._clock.wall_ms()) / 1000) + _EXTRA_WAIT_S
+            return await self._when(txn.gid, wait, min(until_s, self._clock.monotonic_s() + left_s))
+
+        return await self._relay.run(
+            request, here, body=body, extra={WAIT_HEADER: str(int(wait_s * 1000))}, wait_s=wait_s
+        )
+
+    def _application_transaction(self, txn: Transaction) -> web.Response:
+        return answer(rendering.application_transaction(txn, self._driver.tally(txn.gid)))
 
     async def _show(self, request: web.Request) -> web.Response:
         gid = request.match_info["gid"]

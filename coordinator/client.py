@@ -15,6 +15,8 @@
         else:
             print(txn.gid, "did not commit:", txn.reason)
 
+With `client.transaction()` an application works on its own database connections instead: `client_transaction.py`.
+
 A decision to abort is an answer, not an exception; `txn.raise_for_abort()` or `submit(..., or_raise=True)` make it one.
 
 Retries
@@ -86,9 +88,11 @@ from coordinator.client_results import (
     read_participants,
     read_transaction,
 )
+from coordinator.client_transaction import ApplicationTransaction, Enlistable, OpenBranch
 from coordinator.protocol.transaction import Decision, State
 
 __all__ = [
+    "ApplicationTransaction",
     "Branch",
     "BranchResult",
     "Client",
@@ -97,6 +101,7 @@ __all__ = [
     "Conflict",
     "Decision",
     "Definite",
+    "Enlistable",
     "Forgotten",
     "Indefinite",
     "InvalidRequest",
@@ -105,6 +110,7 @@ __all__ = [
     "NotAllowed",
     "NotFound",
     "NotKnownYet",
+    "OpenBranch",
     "OutcomeUnknown",
     "Overloaded",
     "Participant",
@@ -344,6 +350,74 @@ class Client:
         return await self._call(
             "GET", _path("outcomes", gid), read_outcome, until_s=self._until(patience_s), harmless=True
         )
+
+    # -------------------------------------------------------------------------------------------- an application's own
+
+    def transaction(
+        self,
+        *,
+        timeout_s: float = 10.0,
+        key: str | None = None,
+        protocol: str | None = None,
+        patience_s: float | None = None,
+    ) -> ApplicationTransaction:
+        """A transaction in which the application works on its own connections: `async with client.transaction() as tx`.
+
+        timeout_s: for all of it, from here to the last vote; the cluster aborts what is undecided then.
+        patience_s: how long the commit is asked for beyond that; the client's own when left out.
+        """
+        return ApplicationTransaction(
+            self,
+            timeout_s=timeout_s,
+            key=f"client-{uuid.uuid4()}" if key is None else _valid_key(key),
+            protocol=protocol,
+            patience_s=self._patience_s if patience_s is None else patience_s,
+        )
+
+    async def begin(
+        self, *, timeout_s: float = 10.0, key: str | None = None, protocol: str | None = None
+    ) -> TransactionResult:
+        """Begin a transaction that an application does itself, or find the one that `key` names.
+
+        This, `enlist` and `commit` are what `transaction` is made of, for databases that it does not know. Raises as
+        `submit` does.
+        """
+        key = f"client-{uuid.uuid4()}" if key is None else _valid_key(key)
+        request = {"timeout_s": timeout_s} | ({} if protocol is None else {"protocol": protocol})
+        txn = await self._call(
+            "POST",
+            "/v1/transactions/begin",
+            read_transaction,
+            body=request,
+            headers={"Idempotency-Key": key},
+            until_s=self._until(None),
+            key=key,
+        )
+        return replace(txn, key=key)
+
+    async def enlist(self, gid: str, participant: str, *, branch: str | None = None) -> TransactionResult:
+        """Say that the application will work at `participant`; before it does.
+
+        Raises `Conflict` (`not_active`, `branch_taken`), `InvalidRequest`, `NotFound`, `Forgotten`, `NotAllowed`,
+        `Overloaded`, `Unavailable`, `OutcomeUnknown`.
+        """
+        body = {"participant": participant} | ({} if branch is None else {"branch": branch})
+        path = f"{_path('transactions', gid)}/branches"
+        return await self._call("POST", path, read_transaction, body=body, until_s=self._until(None), gid=gid)
+
+    async def commit(
+        self, gid: str, branches: Sequence[str], *, wait: Wait = "decided", patience_s: float | None = None
+    ) -> TransactionResult:
+        """Ask for the commit of a transaction whose branches, these and no others, the application has prepared.
+
+        The result holds the decision, whatever it is; it has none when `patience_s` is over before there is one.
+        Raises `Conflict` (`branches_differ`), and as `enlist`.
+        """
+        until_s = self._until(patience_s)
+        body = {"branches": list(branches), "wait": wait}
+        path = f"{_path('transactions', gid)}/commit"
+        txn = await self._call("POST", path, read_transaction, body=body, until_s=until_s, gid=gid)
+        return await self._follow(txn, wait, until_s)
 
     # -------------------------------------------------------------------------------------------- participants
 

@@ -39,7 +39,7 @@ class Branch:
 class BranchResult:
     """How far a branch is.
 
-    state: preparing, prepared, read_only, refused, committing, committed, aborting or aborted.
+    state: active, preparing, prepared, read_only, refused, committing, committed, aborting or aborted.
     reason, retryable: of a refusal; `retryable` says that a new transaction might fare better.
     result: what the participant returned with its vote.
     heuristic: the state that a participant claims against the decision; somebody has to look at it.

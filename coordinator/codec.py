@@ -127,7 +127,7 @@ class RecordCodec:
         value: object = plain
         if isinstance(plain, list) and field.item is not None:
             # The only nesting there is: how deep decoding goes is up to the records, and never to the bytes.
-            value = tuple(self.from_plain(part) for part in plain)
+            value = tuple(part if field.item is str else self.from_plain(part) for part in plain)
             if not all(type(part) is field.item for part in value):
                 raise Malformed(f"{kind.__name__}.{field.name} holds something else than {field.item.__name__}")
         elif field.enum is not None and isinstance(plain, str):

@@ -20,7 +20,7 @@ way through the log, what arrives waits and becomes the next one.
 import asyncio
 import heapq
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,19 +44,23 @@ from coordinator.errors import (
     Unprocessable,
 )
 from coordinator.ledger import Applied, Knowledge, Ledger, Participant, Verdict, encode_command
-from coordinator.levels import OLDEST
+from coordinator.levels import ENTRY_LEVELS, OLDEST
 from coordinator.metrics import Metrics
 from coordinator.protocol.effects import Reply, Send, SetDeadline
 from coordinator.protocol.entries import (
+    Beginning,
     Begun,
     BranchPlan,
     Decided,
     Ended,
+    Enlisted,
     Entry,
     Forgotten,
     Header,
+    Opened,
     Raised,
     Registered,
+    Sealed,
     TookOver,
     Unregistered,
 )
@@ -88,13 +92,14 @@ FORGET_AT_ONCE: Final = 5_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTransaction:
-    """What a client asks for, validated."""
+    """What a client asks for, validated. `active`: it will enlist the branches itself, one by one."""
 
     protocol: str
     branches: tuple[BranchPlan, ...]
     timeout_ms: int
     key: str | None
     body_hash: bytes
+    active: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -155,6 +160,12 @@ class Driver:
         self._last_begun = -1
         self._unfinished_of: dict[str, list[int]] = {}
         """Per participant a heap of gid numbers that name it; ended ones are dropped when they come to the top."""
+        self._active: set[int] = set()
+        """Numbers of active transactions: each may yet come to name any participant."""
+        self._oldest_active: list[int] = []
+        """A heap of them; those that are active no more are dropped when they come to the top."""
+        self._enlisting: Counter[str] = Counter()
+        """Branches whose Enlisted is on its way, by gid."""
 
         self._outbox: deque[_Waiting] = deque()
         self._lazy: list[_Waiting] = []
@@ -206,19 +217,14 @@ class Driver:
             holder = self._ledger.holder(new.key)
             if holder is not None:
                 return self._same_body(holder, new)
+        if new.active:
+            self._require_level(ENTRY_LEVELS[Opened], "transactions that an application does itself")
         self._check_room(new)
         sequence = self._next_sequence
         self._next_sequence += 1
         self._beginning.add(sequence)
         gid = str(Gid(self._config.cluster, self._ledger.epoch, sequence))
-        entry = Begun(
-            gid=gid,
-            protocol=new.protocol,
-            branches=new.branches,
-            timeout_ms=new.timeout_ms,
-            key=new.key,
-            body_hash=new.body_hash,
-        )
+        entry = _beginning(gid, new)
         size = sum(len(plan.payload) + 100 for plan in new.branches) + 200
         applied = await self._proposed(entry, size)
         match applied.verdict:
@@ -256,14 +262,72 @@ class Driver:
                 retry_after_s=self._config.timing.housekeeping_s,
             )
         for plan in new.branches:
-            if plan.participant not in self._ledger.participants:
-                raise _unknown_participant(plan.participant)
-            if self._courier.owed(plan.participant) >= limits.max_owed_per_participant:
-                raise TooMany(
-                    f"participant {plan.participant} has {limits.max_owed_per_participant} messages to answer "
-                    "(max_owed_per_participant); nothing was begun, try again later",
-                    code="participant_backlog",
-                )
+            self._check_participant(plan.participant)
+
+    def _check_participant(self, name: str) -> None:
+        if name not in self._ledger.participants:
+            raise _unknown_participant(name)
+        limit = self._limits.max_owed_per_participant
+        if self._courier.owed(name) >= limit:
+            raise TooMany(
+                f"participant {name} has {limit} messages to answer (max_owed_per_participant); nothing was begun, "
+                "try again later",
+                code="participant_backlog",
+            )
+
+    async def enlist(self, gid: str, branch: str, participant: str) -> Transaction:
+        """Note that the application works at `participant` as `branch` of its transaction; again is the same.
+
+        Returns once it is applied. Raises `NotFound`, `Gone`; `Conflict` when the transaction is active no more, or the
+        branch is another participant's; `Unprocessable`, `TooMany`; `NotLeader`, `OutcomeUnknown`.
+        """
+        self._require_leading()
+        txn = self._ledger.get(gid)
+        if txn is None:
+            raise self._absent(gid)
+        if _enlisted(txn, branch, participant):
+            return txn
+        if len(txn.branches) + self._enlisting[gid] >= self._limits.max_branches:
+            raise Unprocessable(
+                f"{gid} has {self._limits.max_branches} branches (max_branches); {branch} was not enlisted",
+                code="too_many_branches",
+            )
+        self._check_participant(participant)
+        self._enlisting[gid] += 1
+        try:
+            applied = await self._proposed(Enlisted(gid=gid, branch=branch, participant=participant), 300)
+        finally:
+            self._enlisting[gid] -= 1
+            if not self._enlisting[gid]:
+                del self._enlisting[gid]
+        match applied.verdict:
+            case Verdict.APPLIED | Verdict.UNCHANGED if applied.txn is not None:
+                if not _enlisted(applied.txn, branch, participant):
+                    raise NotLeader(f"{branch} was not enlisted: {applied.verdict.value}")
+                return applied.txn
+            case Verdict.UNKNOWN_PARTICIPANT:
+                raise _unknown_participant(participant)
+            case _:
+                raise NotLeader(f"{branch} was not enlisted: {applied.verdict.value}")
+
+    async def seal(self, gid: str, branches: tuple[str, ...]) -> Transaction:
+        """The application asks for the commit of its transaction, with the names of its branches; again is the same.
+
+        Returns once it is applied: the transaction is preparing then, or decided, whatever the decision is. Raises
+        `NotFound`, `Gone`; `Conflict` when other branches are enlisted; `NotLeader`, `OutcomeUnknown`.
+        """
+        self._require_leading()
+        txn = self._ledger.get(gid)
+        if txn is None:
+            raise self._absent(gid)
+        if txn.active and txn.has_branches(branches):
+            applied = await self._proposed(Sealed(gid=gid, branches=branches), 200 + 70 * len(branches))
+            if applied.txn is None:
+                raise NotLeader(f"{gid} was not sealed: {applied.verdict.value}")
+            txn = applied.txn
+        if not txn.has_branches(branches) and txn.decision is not Decision.ABORT:
+            raise _other_branches(txn)
+        return txn
 
     async def wait_decided(self, gid: str, timeout_s: float) -> None:
         """Return once `gid` is decided in applied state, or after `timeout_s`, or when there is no leader to decide."""
@@ -595,11 +659,14 @@ class Driver:
         self._perhaps_begun |= self._beginning
         self._beginning.clear()
         self._unfinished_of.clear()
+        self._active.clear()
+        self._oldest_active.clear()
         waiting, self._outbox, self._lazy = [*self._outbox, *self._lazy], deque(), []
         for item in waiting:
             if item.future is not None and not item.future.done():
                 item.future.set_exception(NotLeader("this node lost its leadership; nothing was logged"))
         self._metrics.in_flight.set(0)
+        self._metrics.active.set(0)
 
     # -------------------------------------------------------------------------------------------- applied entries
 
@@ -607,7 +674,7 @@ class Driver:
         """Every entry that the ledger has applied comes through here, on every node, in log order."""
         for result in results:
             entry, txn = result.entry, result.txn
-            if isinstance(entry, Begun):
+            if isinstance(entry, Begun | Opened):
                 self._has_begun(entry, result)
             if result.verdict is not Verdict.APPLIED:
                 self._settle_wish(result)
@@ -652,9 +719,12 @@ class Driver:
         running = self._running.get(txn.gid)
         if running is None:
             if txn.ended_at is None:
-                self._name_participants(Gid.parse(txn.gid).number, txn)  # type: ignore[union-attr]  # applied: parses
+                self._name_participants(_number(txn), txn)
                 self._adopt(txn)
             return
+        if running.txn.active:
+            self._active_advanced(running.txn, txn)
+        just_sealed = running.txn.active and not txn.active and txn.decision is None
         just_decided = running.txn.decision is None and txn.decision is not None
         if just_decided:
             self._undecided -= 1
@@ -665,12 +735,20 @@ class Driver:
             self._metrics.in_flight.set(len(self._running))
             self._deadlines.cancel(txn.gid)
             return
-        if just_decided:
+        if just_decided or just_sealed:
             self._perform(running)
         self._consider(running)
 
-    def _has_begun(self, entry: Begun, result: Applied) -> None:
-        """A Begun is in the log, whatever it did there: it is not on its way any more."""
+    def _active_advanced(self, before: Transaction, txn: Transaction) -> None:
+        number = _number(txn)
+        for branch in txn.branches[len(before.branches) :]:
+            self._name_participant(number, branch.participant)
+        if not txn.active:
+            self._active.discard(number)
+            self._metrics.active.set(len(self._active))
+
+    def _has_begun(self, entry: Beginning, result: Applied) -> None:
+        """A Begun, or an Opened, is in the log, whatever it did there: it is not on its way any more."""
         gid = self._ledger.own_gid(entry.gid)
         if gid is not None and gid.epoch == self._numbered:
             self._beginning.discard(gid.sequence)
@@ -692,18 +770,25 @@ class Driver:
         if txn.decision is None:
             self._undecided += 1
             self._metrics.begun.inc()
+        if txn.active:
+            self._active.add(_number(txn))
+            heapq.heappush(self._oldest_active, _number(txn))
+            self._metrics.active.set(len(self._active))
         self._metrics.in_flight.set(len(self._running))
         self._perform(running)
         self._consider(running)
 
     def _name_participants(self, number: int, txn: Transaction) -> None:
         for branch in txn.branches:
-            numbers = self._unfinished_of.setdefault(branch.participant, [])
-            if len(numbers) > 1000 and len(numbers) > 2 * len(self._ledger.unfinished):
-                # One that does not end, for another participant's sake, keeps those behind it from being dropped.
-                numbers[:] = [old for old in numbers if old in self._ledger.unfinished]
-                heapq.heapify(numbers)
-            heapq.heappush(numbers, number)
+            self._name_participant(number, branch.participant)
+
+    def _name_participant(self, number: int, participant: str) -> None:
+        numbers = self._unfinished_of.setdefault(participant, [])
+        if len(numbers) > 1000 and len(numbers) > 2 * len(self._ledger.unfinished):
+            # One that does not end, for another participant's sake, keeps those behind it from being dropped.
+            numbers[:] = [old for old in numbers if old in self._ledger.unfinished]
+            heapq.heapify(numbers)
+        heapq.heappush(numbers, number)
 
     def _perform(self, running: _Running) -> None:
         txn = running.txn
@@ -732,7 +817,13 @@ class Driver:
         numbers = self._unfinished_of.get(participant, [])
         while numbers and numbers[0] not in self._ledger.unfinished:
             heapq.heappop(numbers)
-        floor = str(Gid.of_number(self._config.cluster, numbers[0])) if numbers else None
+        floor = None
+        if numbers:
+            # What is active may come to name this participant any moment; it must not be below its floor then.
+            while self._oldest_active and self._oldest_active[0] not in self._active:
+                heapq.heappop(self._oldest_active)
+            oldest = min([numbers[0], *self._oldest_active[:1]])
+            floor = str(Gid.of_number(self._config.cluster, oldest))
         return Stamp(epoch=self._epoch or 0, floor=floor, coordinators=self._coordinators)
 
     def _heard(self, answers: list[Answer]) -> None:
@@ -854,7 +945,7 @@ class Driver:
             _log.error("the log failed a proposal in a way that it does not promise", exc_info=error)
         again: list[str] = []
         for item in items:
-            if present and isinstance(item.entry, Begun):
+            if present and isinstance(item.entry, Begun | Opened):
                 self._has_no_answer(item.entry, definite=definite)
             if item.future is not None:
                 if not item.future.done():
@@ -871,7 +962,7 @@ class Driver:
         if again and present:
             self._later(RETRY_PROPOSAL_S, self._wish_again, again)
 
-    def _has_no_answer(self, entry: Begun, *, definite: bool) -> None:
+    def _has_no_answer(self, entry: Beginning, *, definite: bool) -> None:
         gid = self._ledger.own_gid(entry.gid)
         if gid is not None and gid.sequence in self._beginning:
             self._beginning.discard(gid.sequence)
@@ -915,6 +1006,49 @@ class Driver:
         self._forgetting = False
         if not done.cancelled() and (error := done.exception()) is not None:
             _log.info("forgetting what has ended is tried again: %s", error)
+
+
+def _beginning(gid: str, new: NewTransaction) -> Beginning:
+    if new.active:
+        return Opened(gid=gid, protocol=new.protocol, timeout_ms=new.timeout_ms, key=new.key, body_hash=new.body_hash)
+    return Begun(
+        gid=gid,
+        protocol=new.protocol,
+        branches=new.branches,
+        timeout_ms=new.timeout_ms,
+        key=new.key,
+        body_hash=new.body_hash,
+    )
+
+
+def _number(txn: Transaction) -> int:
+    gid = Gid.parse(txn.gid)
+    assert gid is not None, "it is applied"
+    return gid.number
+
+
+def _enlisted(txn: Transaction, name: str, participant: str) -> bool:
+    """Whether the branch is enlisted. Raises `Conflict` when it is not, and cannot be any more."""
+    for branch in txn.branches:
+        if branch.name == name:
+            if branch.participant != participant:
+                raise Conflict(
+                    f"branch {name} of {txn.gid} is {branch.participant}'s; {participant} was not enlisted, give it "
+                    "another `branch`",
+                    code="branch_taken",
+                )
+            return True
+    if not txn.active:
+        raise Conflict(
+            f"{txn.gid} is {txn.state}, and takes no more branches; {name} was not enlisted", code="not_active"
+        )
+    return False
+
+
+def _other_branches(txn: Transaction) -> Conflict:
+    names = ", ".join(branch.name for branch in txn.branches) or "none"
+    done = "nothing was done: enlist what is missing, or abort" if txn.active else f"it is {txn.state}"
+    return Conflict(f"the branches of {txn.gid} are: {names}; {done}", code="branches_differ")
 
 
 def _unknown_participant(name: str) -> Unprocessable:

@@ -75,6 +75,10 @@ class Conflict(Definite):
 
     code, status, title = "conflict", 409, "Conflict"
 
+    def __init__(self, detail: str, *, code: str = "conflict") -> None:
+        super().__init__(detail)
+        self.code = code
+
 
 class Gone(Definite):
     """It was there, and has been forgotten after its retention time."""

@@ -59,17 +59,21 @@ from cluster.replication.log import NeedsNewer
 from coordinator.codec import Malformed, Newer, RecordCodec
 from coordinator.levels import NEWEST, OLDEST, level_of
 from coordinator.protocol.entries import (
+    Beginning,
     Begun,
     BranchPlan,
     BranchVote,
     ContradictionSeen,
     Decided,
     Ended,
+    Enlisted,
     Entry,
     Forgotten,
     Header,
+    Opened,
     Raised,
     Registered,
+    Sealed,
     TookOver,
     TransactionEntry,
     Unregistered,
@@ -101,6 +105,9 @@ ENTRIES: Final = RecordCodec(
         9: Unregistered,
         10: Forgotten,
         11: Raised,
+        16: Opened,
+        17: Enlisted,
+        18: Sealed,
     }
 )
 
@@ -236,7 +243,7 @@ class Ledger:
         for entry in entries:
             if isinstance(entry, Raised) and entry.level > self.understands:
                 raise NeedsNewer(_works_at(entry.level, self.understands))
-            if isinstance(entry, Begun) and entry.protocol not in PROTOCOLS:
+            if isinstance(entry, Begun | Opened) and entry.protocol not in PROTOCOLS:
                 what = f"the log holds a transaction of the unknown protocol {entry.protocol!r:.40}"
                 raise NeedsNewer(_needs_newer(what, self.understands))
 
@@ -248,9 +255,11 @@ class Ledger:
         match entry:
             case TookOver():
                 return self._take_over(header, entry)
-            case Begun():
+            case Begun() | Opened():
                 return self._begin(header, entry)
-            case Decided() | ContradictionSeen() | Ended():
+            case Enlisted() if entry.participant not in self.participants:
+                return Applied(entry=entry, verdict=Verdict.UNKNOWN_PARTICIPANT, detail=entry.participant)
+            case Enlisted() | Sealed() | Decided() | ContradictionSeen() | Ended():
                 return self._advance(header, entry)
             case Registered():
                 self.participants[entry.name] = Participant(name=entry.name, url=entry.url, batch=entry.batch)
@@ -270,7 +279,7 @@ class Ledger:
         self.epoch, self.leader = header.epoch, entry.node
         return Applied(entry=entry, verdict=Verdict.APPLIED)
 
-    def _begin(self, header: Header, entry: Begun) -> Applied:
+    def _begin(self, header: Header, entry: Beginning) -> Applied:
         gid = self.own_gid(entry.gid)
         protocol = PROTOCOLS.get(entry.protocol)
         if gid is None or protocol is None:
@@ -286,7 +295,7 @@ class Ledger:
             holder = self._at(holding)
             same = holder is not None and holder.body_hash == entry.body_hash
             return Applied(entry=entry, verdict=Verdict.KEY_TAKEN if same else Verdict.KEY_REUSED, txn=holder)
-        for plan in entry.branches:
+        for plan in entry.branches if isinstance(entry, Begun) else ():
             if plan.participant not in self.participants:
                 return Applied(entry=entry, verdict=Verdict.UNKNOWN_PARTICIPANT, detail=plan.participant)
         txn = protocol.evolve(None, entry, header)
@@ -442,7 +451,7 @@ class Ledger:
         """
         bound = Gid.parse(after) if after is not None else None
         found: list[Transaction] = []
-        unfinished_only = state in (State.PREPARING, State.COMMITTING, State.ABORTING)
+        unfinished_only = state in (State.ACTIVE, State.PREPARING, State.COMMITTING, State.ABORTING)
         numbers = reversed(self.unfinished if unfinished_only else self._table)
         for number in numbers:
             if bound is not None and number >= bound.number:

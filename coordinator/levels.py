@@ -30,10 +30,13 @@ from coordinator.protocol.entries import (
     ContradictionSeen,
     Decided,
     Ended,
+    Enlisted,
     Entry,
     Forgotten,
+    Opened,
     Raised,
     Registered,
+    Sealed,
     TookOver,
     Unregistered,
 )
@@ -54,6 +57,9 @@ ENTRY_LEVELS: Final[Mapping[type, int]] = {
     Unregistered: 1,
     Forgotten: 1,
     Raised: 2,
+    Opened: 2,
+    Enlisted: 2,
+    Sealed: 2,
 }
 """By kind of entry, or of a part of one."""
 
@@ -69,7 +75,7 @@ _GROWN: Final = frozenset(kind for kind, _name in FIELD_LEVELS)
 def level_of(entry: Entry) -> int:
     """The level that a cluster must work at before this may be in its log."""
     level = ENTRY_LEVELS[type(entry)]
-    if isinstance(entry, Begun):
+    if isinstance(entry, Begun | Opened):
         level = max(level, PROTOCOL_LEVELS.get(entry.protocol, level))
     return max(level, _level_of_fields(entry)) if _GROWN else level
 

@@ -33,6 +33,11 @@ class Metrics:
         self.in_flight = Gauge(
             "outlast_transactions_in_flight", "Transactions that this leader drives", registry=self.registry
         )
+        self.active = Gauge(
+            "outlast_transactions_active",
+            "Transactions of applications that have not asked for the commit yet, on the leader",
+            registry=self.registry,
+        )
         self.retained = Gauge("outlast_transactions_retained", "Transactions in the ledger", registry=self.registry)
         self.leader = Gauge("outlast_leader", "1 on the node that leads", registry=self.registry)
         self.command_entries = Histogram(

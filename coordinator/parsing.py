@@ -30,9 +30,7 @@ def json_object(body: bytes) -> dict[str, Any]:
 def new_transaction(body: Mapping[str, Any], key: str | None, limits: Limits) -> tuple[NewTransaction, str]:
     """The transaction and `wait` of a `POST /v1/transactions`. Raises `Unprocessable`, `TooLarge`."""
     _only(body, ("protocol", "branches", "timeout_s", "wait"), "the body")
-    protocol = body.get("protocol", DEFAULT_PROTOCOL)
-    if protocol not in tuple(PROTOCOLS):
-        raise Unprocessable(f"protocol must be one of {', '.join(PROTOCOLS)}", code="unknown_protocol")
+    protocol = _protocol(body)
     branches = _branches(body.get("branches"), limits)
     timeout_s = duration_s(body.get("timeout_s", limits.default_timeout_s), limits)
     # `wait` is left out of the hash: a client may retry with more patience.
@@ -47,15 +45,60 @@ def new_transaction(body: Mapping[str, Any], key: str | None, limits: Limits) ->
     return new, wait(body.get("wait", "decided"))
 
 
+def application_transaction(body: Mapping[str, Any], key: str | None, limits: Limits) -> NewTransaction:
+    """The transaction of a `POST /v1/transactions/begin`. Raises `Unprocessable`."""
+    _only(body, ("protocol", "timeout_s"), "the body")
+    protocol = _protocol(body)
+    timeout_s = duration_s(body.get("timeout_s", limits.default_timeout_s), limits)
+    return NewTransaction(
+        protocol=protocol,
+        branches=(),
+        timeout_ms=max(1, round(timeout_s * 1000)),
+        key=key,
+        # Never the hash of a transaction that is submitted whole: a key names one or the other.
+        body_hash=hashlib.sha256(json_bytes(["begin", protocol, timeout_s])).digest()[:16],
+        active=True,
+    )
+
+
+def enlistment(body: Mapping[str, Any]) -> tuple[str, str]:
+    """Branch and participant of a `POST /v1/transactions/{gid}/branches`. Raises `Unprocessable`."""
+    _only(body, ("participant", "branch"), "the body")
+    return _names(body, "the body")
+
+
+def seal(body: Mapping[str, Any], limits: Limits) -> tuple[tuple[str, ...], str]:
+    """Names of the branches, and `wait`, of a `POST /v1/transactions/{gid}/commit`. Raises `Unprocessable`."""
+    _only(body, ("branches", "wait"), "the body")
+    names = body.get("branches")
+    if not isinstance(names, list) or not all(isinstance(name, str) and valid_name(name) for name in names):
+        raise Unprocessable("branches must be the list of the branches' names", code="no_branches")
+    if len(names) > limits.max_branches:
+        raise _too_many_branches(len(names), limits)
+    for name in names:
+        if names.count(name) > 1:
+            raise Unprocessable(f"branch {name} is there twice", code="duplicate_branch")
+    return tuple(names), wait(body.get("wait", "decided"))
+
+
+def _protocol(body: Mapping[str, Any]) -> str:
+    protocol = body.get("protocol", DEFAULT_PROTOCOL)
+    if protocol not in tuple(PROTOCOLS):
+        raise Unprocessable(f"protocol must be one of {', '.join(PROTOCOLS)}", code="unknown_protocol")
+    return str(protocol)
+
+
+def _too_many_branches(count: int, limits: Limits) -> Unprocessable:
+    return Unprocessable(f"{count} branches; at most {limits.max_branches} (max_branches)", code="too_many_branches")
+
+
 def _branches(value: object, limits: Limits) -> tuple[BranchPlan, ...]:
     if not isinstance(value, list):
         raise Unprocessable("branches must be a list", code="no_branches")
     if not value:
         raise Unprocessable("branches is empty: a transaction has at least one", code="no_branches")
     if len(value) > limits.max_branches:
-        raise Unprocessable(
-            f"{len(value)} branches; at most {limits.max_branches} (max_branches)", code="too_many_branches"
-        )
+        raise _too_many_branches(len(value), limits)
     plans = tuple(_branch(item, f"branches[{index}]", limits) for index, item in enumerate(value))
     names = [plan.name for plan in plans]
     for name in names:
@@ -70,14 +113,7 @@ def _branch(value: object, where: str, limits: Limits) -> BranchPlan:
     if not isinstance(value, dict):
         raise Unprocessable(f"{where} must be an object")
     _only(value, ("participant", "branch", "payload"), where)
-    participant = value.get("participant")
-    if not isinstance(participant, str) or not valid_name(participant):
-        raise Unprocessable(f"{where}.participant must be the name of a registered participant")
-    name = value.get("branch", participant)
-    if not isinstance(name, str) or not valid_name(name):
-        raise Unprocessable(
-            f"{where}.branch must be 1 to {MAX_NAME} lower-case letters, digits and inner hyphens, letter first"
-        )
+    name, participant = _names(value, where)
     try:
         payload = json_bytes(value.get("payload"))
     except ValueError as error:
@@ -90,6 +126,19 @@ def _branch(value: object, where: str, limits: Limits) -> BranchPlan:
             f"{where}.payload has {len(payload)} bytes; at most {limits.max_payload_bytes} (max_payload_bytes)"
         )
     return BranchPlan(name=name, participant=participant, payload=payload)
+
+
+def _names(value: Mapping[str, Any], where: str) -> tuple[str, str]:
+    """Of a branch: its own, and its participant's."""
+    participant = value.get("participant")
+    if not isinstance(participant, str) or not valid_name(participant):
+        raise Unprocessable(f"{where}.participant must be the name of a registered participant")
+    name = value.get("branch", participant)
+    if not isinstance(name, str) or not valid_name(name):
+        raise Unprocessable(
+            f"{where}.branch must be 1 to {MAX_NAME} lower-case letters, digits and inner hyphens, letter first"
+        )
+    return name, participant
 
 
 def duration_s(value: object, limits: Limits) -> float:

@@ -26,6 +26,11 @@ def transaction(txn: Transaction, tally: Tally) -> dict[str, Any]:
     }
 
 
+def application_transaction(txn: Transaction, tally: Tally) -> dict[str, Any]:
+    """The same, for the application that does it: it has to be sealed before `expires_at`."""
+    return {**transaction(txn, tally), "expires_at": _date(txn.expires_at)}
+
+
 def _branch(txn: Transaction, branch: Branch, tally: Tally) -> dict[str, Any]:
     vote = tally.votes.get(branch.name)
     reason, result = branch.reason, branch.result
@@ -52,6 +57,8 @@ def _branch(txn: Transaction, branch: Branch, tally: Tally) -> dict[str, Any]:
 
 def branch_state(txn: Transaction, branch: Branch, tally: Tally) -> str:
     """How far a branch is, in one word."""
+    if txn.active:
+        return "active"
     if txn.decision is None:
         match tally.votes.get(branch.name):
             case Prepared():

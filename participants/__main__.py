@@ -5,10 +5,18 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from participants.arguments import add_server_arguments, serve_or_explain, server_settings
+from participants.arguments import (
+    add_postgres_arguments,
+    add_server_arguments,
+    read_dsn,
+    serve_or_explain,
+    server_settings,
+)
 from participants.manager import ResourceManager
 from participants.null import NullManager
 from participants.operations import Operations
+from participants.postgres import PostgresManager
+from participants.prepared import Unfit
 from participants.settings import SettingsError
 from participants.sqlite import SqliteManager
 
@@ -37,10 +45,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     sqlite.add_argument("--operations", required=True, metavar="MODULE:NAME", help="where your Operations are")
     sqlite.add_argument("--schema", type=Path, help="an SQL script that runs at every start")
     add_server_arguments(sqlite)
+    postgres = kinds.add_parser("postgres", help="runs your named operations against a PostgreSQL database")
+    postgres.add_argument("--operations", required=True, metavar="MODULE:NAME", help="where your Operations are")
+    add_postgres_arguments(postgres)
+    add_server_arguments(postgres)
     arguments = parser.parse_args(argv)
     manager: ResourceManager
     if arguments.kind == "null":
         manager = NullManager()
+    elif arguments.kind == "postgres":
+        try:
+            manager = PostgresManager(
+                read_dsn(arguments.dsn, arguments.dsn_file),
+                load_operations(arguments.operations),
+                schema=arguments.db_schema,
+                accept_unsafe=arguments.accept_unsafe,
+            )
+        except (SettingsError, Unfit, OSError) as error:
+            parser.error(str(error))
     else:
         schema = "" if arguments.schema is None else arguments.schema.read_text()
         manager = SqliteManager(arguments.database, load_operations(arguments.operations), schema=schema)

@@ -2,16 +2,25 @@
 
 import argparse
 import logging
+import os
+import re
 import sys
 from pathlib import Path
+from typing import Final
 
 import apsw
 
-from participants.manager import ResourceManager
+from participants.manager import ResourceManager, Unavailable
+from participants.prepared import Unfit
 from participants.record_file import AlreadyOpen
 from participants.server import run
 from participants.settings import ServerSettings, SettingsError
 from participants.sqlite import SchemaUnfit
+
+DSN_VARIABLE: Final = "OUTLAST_DSN"
+"""Names the database when no argument does."""
+
+_PASSWORD: Final = re.compile(r"^[^:]*://[^/@]*:[^@]+@|[?&]?\bpassword=", re.IGNORECASE)
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +44,14 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", type=Path, help="the certificate's private key")
     parser.add_argument("--client-ca", type=Path, help="callers with a certificate of this issuer need no token")
     parser.add_argument("--coordinator-ca", type=Path, help="who issues the coordinators' certificates")
+
+
+def add_postgres_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which PostgreSQL database; `read_dsn` reads the first two back."""
+    parser.add_argument("--dsn-file", type=Path, help="holds postgresql://user:password@host/database")
+    parser.add_argument("--dsn", help=f"the same, without a password, which everybody would see; or {DSN_VARIABLE}")
+    parser.add_argument("--db-schema", default="public", help="where the two tables of branches are")
+    parser.add_argument("--accept-unsafe", action="store_true", help="serve a server with fsync off too, for tests")
 
 
 def server_settings(arguments: argparse.Namespace) -> ServerSettings:
@@ -68,6 +85,30 @@ def read_tokens(file: Path | None) -> list[str]:
     return lines
 
 
+def read_dsn(dsn: str | None, file: Path | None) -> str:
+    """Where a database is: from the command line, a file, or the environment. Raises `SettingsError`, `OSError`.
+
+    A password on the command line is refused: every user of the machine can read that.
+    """
+    if dsn is not None and file is not None:
+        raise SettingsError("give --dsn or --dsn-file, not both")
+    if dsn is not None:
+        if _PASSWORD.search(dsn) is not None:
+            raise SettingsError("a password in --dsn can be seen by every user of this machine: use --dsn-file")
+        return dsn
+    if file is not None:
+        if file.stat().st_mode & 0o007:
+            raise SettingsError(f"every user of this machine can read {file}; do `chmod 600 {file}`")
+        found = file.read_text(errors="replace").strip()
+        if not found or len(found.splitlines()) > 1:
+            raise SettingsError(f"{file} must hold one line, such as postgresql://user:password@host:5432/database")
+        return found
+    found = os.environ.get(DSN_VARIABLE, "")
+    if not found:
+        raise SettingsError(f"which database? Name it with --dsn-file, with --dsn, or in {DSN_VARIABLE}")
+    return found
+
+
 def serve_or_explain(manager: ResourceManager, arguments: argparse.Namespace) -> int:
     """Serves `manager` as `arguments` say until SIGTERM; the exit status.
 
@@ -76,7 +117,7 @@ def serve_or_explain(manager: ResourceManager, arguments: argparse.Namespace) ->
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         run(manager, host=arguments.host, port=arguments.port, settings=server_settings(arguments))
-    except (AlreadyOpen, SchemaUnfit, SettingsError, OSError, apsw.Error) as error:
+    except (AlreadyOpen, SchemaUnfit, SettingsError, Unavailable, Unfit, OSError, apsw.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -25,7 +25,7 @@ import asyncpg
 
 from coordinator.codec import json_bytes
 from coordinator.protocol.messages import Gid, Prepare, Prepared, ReadOnly, Refused, Vote
-from participants.manager import BranchId, InDoubt, Unavailable
+from participants.manager import BranchId, InDoubt, KnownBranch, Unavailable
 from participants.operations import Operations, Refuse, refusal_of
 from participants.postgres_branch import PostgresBranch
 from participants.postgres_checks import PLAIN_SESSION, check, create_tables
@@ -433,6 +433,25 @@ class PostgresDatabase(PreparedDatabase):
             if key is not None:
                 found.append(InDoubt(gid=key.gid, branch=key.branch, prepared_at=row["at"]))
         return found
+
+    async def known(self, gids: Sequence[Gid]) -> Sequence[KnownBranch]:
+        """The prepared transactions first, the rows next."""
+        wanted = {str(gid): gid for gid in gids}
+        states = {BranchId(each.gid, each.branch): State.PREPARED.value for each in await self.prepared()}
+        async with self._plainly("records were not read") as connection:
+            for gid in wanted.values():
+                rows = await connection.fetch(
+                    f"SELECT branch, state FROM {self._branches} WHERE cluster = $1 AND number = $2",  # noqa: S608
+                    gid.cluster,
+                    gid.number,
+                    timeout=self._timeout_s,
+                )
+                states.update({BranchId(str(gid), row["branch"]): row["state"] for row in rows})
+        return [
+            KnownBranch(gid=key.gid, branch=key.branch, state=state)
+            for key, state in sorted(states.items())
+            if key.gid in wanted
+        ]
 
     async def load(self) -> tuple[Mapping[str, Horizon], Mapping[str, int]]:
         """The horizons, and the highest number per cluster."""

@@ -28,6 +28,7 @@ SESSION_LIMIT_BYTES: Final = 63
 """What it keeps of an application_name."""
 
 _PLAIN: Final = re.compile(rb"[A-Za-z0-9._-]")
+_ALL_PLAIN: Final = re.compile(r"[A-Za-z0-9._-]*", re.ASCII)
 _NAME: Final = re.compile(r"outlast:([a-z0-9-]+):((?:[A-Za-z0-9._-]|%[0-9A-F]{2})*)", re.ASCII)
 _DIGEST_CHARS: Final = 16
 
@@ -45,6 +46,8 @@ def unfit(gid: Gid, branch: str) -> str | None:
 
 def transaction_name(gid: str, branch: str) -> str:
     """The name of the branch's prepared transaction. It needs no quoting within single quotes."""
+    if _ALL_PLAIN.fullmatch(branch) is not None:
+        return f"{PREFIX}{gid}:{branch}"
     raw = branch.encode()
     coded = "".join(chr(byte) if _PLAIN.match(raw, at) else f"%{byte:02X}" for at, byte in enumerate(raw))
     return f"{PREFIX}{gid}:{coded}"

@@ -53,7 +53,7 @@ from coordinator.protocol.messages import (
     Stamp,
     Vote,
 )
-from participants.manager import BranchId, Envelope, InDoubt, Unavailable
+from participants.manager import BranchId, Envelope, InDoubt, Known, KnownBranch, Unavailable
 from participants.resource import Branch, Horizon, State, Step, Work, finish, observe, receive
 
 _log = logging.getLogger(__name__)
@@ -175,6 +175,10 @@ class PreparedDatabase(ABC):
         """All prepared branches that are certainly ours, oldest first."""
 
     @abstractmethod
+    async def known(self, gids: Sequence[Gid]) -> Sequence[KnownBranch]:
+        """Every branch of these transactions that is prepared or has a row; the list is read first, the rows next."""
+
+    @abstractmethod
     async def load(self) -> tuple[Mapping[str, Horizon], Mapping[str, int]]:
         """Per cluster: the horizon that was saved, and the highest number among rows and prepared branches."""
 
@@ -226,6 +230,13 @@ class PreparedManager:
     async def in_doubt(self) -> Sequence[InDoubt]:
         """The prepared branches, oldest first; those that this process knows nothing of included."""
         return await self._database.prepared()
+
+    async def known(self, gids: Sequence[str]) -> Known:
+        """What there is on record of some transactions of one cluster."""
+        parsed = [gid for gid in map(Gid.parse, gids) if gid is not None]
+        found = await self._database.known([gid for gid in parsed if gid.number < NUMBER_LIMIT])
+        horizon = self._horizons.get(parsed[0].cluster, Horizon()) if parsed else Horizon()
+        return Known(branches=tuple(found), epoch=horizon.epoch, floor=horizon.floor)
 
     async def close(self) -> None:
         """Saves what was learned, and gives the connections up."""

@@ -225,6 +225,15 @@ def receive(branch: Branch, horizon: Horizon, message: Request, stamp: Stamp) ->
     return _follow(TRANSITIONS[branch.state, type(message)], branch, message)
 
 
+def may_prepare(branch: Branch, gid: str, horizon: Horizon) -> bool:
+    """Whether an application's own work may become prepared, on its own connection and without a message.
+
+    Where there is a record, or none is kept any more, it comes too late: the branch was fenced, or has ended. The
+    database must see to it in the transaction that prepares, with the record as a row of its own.
+    """
+    return branch.state is UNKNOWN and not below_floor(gid, horizon)
+
+
 def _follow(rule: Rule, branch: Branch, message: Request) -> Step:
     answer = _answer(rule.reply, branch, message)
     if rule.to is branch.state:

@@ -50,7 +50,7 @@ from coordinator.codec import (
 from coordinator.protocol.messages import Answer, Gid, Pending
 from participants.intake import Intake, Outcome
 from participants.listening import Site
-from participants.manager import Envelope, ResourceManager, TellsWhatItKnows, Unavailable
+from participants.manager import BranchId, Envelope, ResourceManager, TellsWhatItKnows, Unavailable
 from participants.resolver import Resolver
 from participants.settings import ServerSettings, SettingsError, is_loopback
 from participants.tls import coordinator_context, reload, server_context
@@ -113,6 +113,7 @@ class Participant:
         self._intake = Intake(manager, settings, heard=self._heard, lost=self._lost)
         self._unheard = False
         self._listing: asyncio.Task[None] | None = None
+        self._sweeping: asyncio.Task[None] | None = None
         self._runner: web.AppRunner | None = None
         self._tls: ssl.SSLContext | None = None
         self.url = ""
@@ -141,6 +142,28 @@ class Participant:
         finally:
             self._listing = None
 
+    async def _sweep(self) -> None:
+        """Finds what is prepared although nobody here has heard its vote, until it is cancelled.
+
+        Such as the branch of an application that died, or one whose prepare outlived the connection that sent it. Only
+        what two looks in a row have seen counts: what one has seen may be over, and on its way out of the answer.
+        """
+        seen: set[BranchId] = set()
+        failed = False
+        while True:
+            await asyncio.sleep(self._settings.sweep_every_s)
+            try:
+                listed = await self._manager.in_doubt()
+            except Exception as error:  # noqa: BLE001  # never the end of all sweeps; it is told of, and tried again
+                if not failed:
+                    defect = None if isinstance(error, Unavailable) else error
+                    _log.warning("what is prepared cannot be listed for now: %s", error, exc_info=defect)
+                failed = True
+                continue
+            failed = False
+            self._resolver.found([each for each in listed if BranchId(each.gid, each.branch) in seen])
+            seen = {BranchId(each.gid, each.branch) for each in listed}
+
     async def start(self, host: str, port: int) -> None:
         """Recovers, listens, and asks about what a crash left in doubt. Call `stop` even if this fails."""
         refuse_exposure(host, self._settings)
@@ -160,6 +183,7 @@ class Participant:
         self.port = self._runner.addresses[0][1]
         self.url = f"http{'' if self._tls is None else 's'}://{f'[{host}]' if ':' in host else host}:{self.port}"
         self._resolver.start(found, tls=trusted)
+        self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
 
     def reload(self) -> None:
         """Shows the certificate that the files hold now. A wrong file changes nothing, and is told of in the log."""
@@ -174,6 +198,9 @@ class Participant:
 
     async def stop(self) -> None:
         """Finishes the batch that runs, answers what is open, closes the manager."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.wait([self._sweeping])
         await self._resolver.stop()
         await self._intake.stop()
         if self._listing is not None:

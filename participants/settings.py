@@ -30,6 +30,7 @@ class ServerSettings:
     answer_within_s: work that takes longer is answered `Pending`, and goes on.
     in_doubt_after_s: how long a prepared branch waits for its decision before it asks.
     ask_backoff_s, ask_backoff_cap_s: between two questions about one branch, doubling, jittered downwards by half.
+    sweep_every_s: between two looks at what the manager has prepared, also by others or before anybody remembers.
     ask_within_s: of one question to one coordinator.
     body_within_s: a caller must have sent its body by then.
     stop_within_s: a stop waits so long for open requests; a batch that runs is always finished.
@@ -56,6 +57,7 @@ class ServerSettings:
     in_doubt_after_s: float = 2.0
     ask_backoff_s: float = 0.1
     ask_backoff_cap_s: float = 2.0
+    sweep_every_s: float = 5.0
     ask_within_s: float = 1.0
     body_within_s: float = 10.0
     stop_within_s: float = 5.0

@@ -19,6 +19,7 @@ from coordinator.config import NodeConfig, valid_name
 
 if TYPE_CHECKING:
     from participants.operations import Operations
+    from participants.postgres import PostgresManager
     from participants.sqlite import SqliteManager
 
 _PATIENCE_S: Final = 10.0
@@ -56,6 +57,11 @@ def _check(arguments: argparse.Namespace) -> None:
         raise _Usage("sqlite needs --operations MODULE:NAME and --file FILE")
     if arguments.kind == "null" and (arguments.operations or arguments.file or arguments.schema):
         raise _Usage("null holds nothing: --operations, --file and --schema are for sqlite")
+    database = arguments.dsn or arguments.dsn_file or arguments.db_schema or arguments.accept_unsafe
+    if arguments.kind != "postgres" and database:
+        raise _Usage("--dsn, --dsn-file, --db-schema and --accept-unsafe are for postgres")
+    if arguments.kind == "postgres" and (arguments.file or arguments.schema or not arguments.operations):
+        raise _Usage("postgres needs --operations MODULE:NAME and its DSN; --file and --schema are for sqlite")
 
 
 async def _participant(arguments: argparse.Namespace) -> int:
@@ -88,7 +94,11 @@ async def _participant(arguments: argparse.Namespace) -> int:
         raise _Usage(str(error)) from error
     except OSError as error:
         raise _Usage(f"{error.filename} cannot be read: {error.strerror}") from error
-    manager: ResourceManager = NullManager() if arguments.kind == "null" else _sqlite(arguments)
+    manager: ResourceManager
+    if arguments.kind == "null":
+        manager = NullManager()
+    else:
+        manager = _sqlite(arguments) if arguments.kind == "sqlite" else _postgres(arguments)
     try:
         served = await start(manager, host=arguments.host, port=arguments.port, settings=settings)
     except SettingsError as error:
@@ -145,6 +155,24 @@ def _sqlite(arguments: argparse.Namespace) -> "SqliteManager":
     if not file.parent.is_dir():
         raise _Usage(f"{file.parent}, where {file.name} would be, is not a folder")
     return SqliteManager(file, operations, schema=schema)
+
+
+def _postgres(arguments: argparse.Namespace) -> "PostgresManager":
+    from participants.arguments import read_dsn
+    from participants.postgres import PostgresManager, Unfit
+    from participants.settings import SettingsError
+
+    try:
+        return PostgresManager(
+            read_dsn(arguments.dsn, arguments.dsn_file),
+            _operations(arguments.operations),
+            schema=arguments.db_schema or "public",
+            accept_unsafe=arguments.accept_unsafe,
+        )
+    except (SettingsError, Unfit) as error:
+        raise _Usage(str(error)) from error
+    except OSError as error:
+        raise _Usage(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _operations(where: str) -> "Operations":

@@ -48,7 +48,7 @@ from cluster.replication.disk import NO_ROOM
 from cluster.replication.guard import Guard, Message
 from cluster.replication.holdback import HoldBack
 from cluster.replication.journal import JournalHandlers
-from cluster.replication.log import Leadership, NotProposed, OnFatal, ProposalUnknown, StateMachine
+from cluster.replication.log import CannotStart, Leadership, NotProposed, OnFatal, ProposalUnknown, StateMachine
 from cluster.replication.prevote import PreVote
 from cluster.replication.raft_journal import JournalFactory, RaftJournal
 from cluster.replication.settings import RaftSettings
@@ -1100,7 +1100,10 @@ class RaftLog:
         if self._ended is not None:
             return
         loop = asyncio.get_running_loop()
-        _log.critical("%s: this node must stop", self._node, exc_info=error)
+        if isinstance(error, CannotStart):
+            _log.critical("%s: this node must stop: %s", self._node, error)  # it says what to do, to people
+        else:
+            _log.critical("%s: this node must stop", self._node, exc_info=error)
         self._end(f"failed: {error!r}")
         self._leaving = loop.create_task(self._transport.stop())
         if self._on_fatal is not None:

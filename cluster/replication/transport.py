@@ -29,6 +29,13 @@ in it, or is of another shape, is dropped with a line in the log; bytes that are
 The secret says who is at the other end; it neither hides nor seals what is said afterwards. Where others can write to
 the network between the nodes, TLS carries it all (`ssl_server`, `ssl_client`).
 
+**Versions.** `_VERSION`, in the hello, is of this handshake and of what a frame is. Nodes of two versions would not
+speak to each other at all, so it changes in two steps: software that accepts both, and says the old one, reaches all
+nodes; only later software says the new one. New types of messages need none of that: a node drops what it does not
+know, and nothing may depend on it before the peer has said that it understands their level. `understands`, the first
+word on every connection, is the first of them: nodes that never say it know no levels, and count as 1. The fields of a
+type do not change; a message that needs others is a new type.
+
 Raft repeats what is lost, so nothing is kept for a peer that is away, and a peer that does not read is disconnected.
 """
 

@@ -16,6 +16,10 @@ heard from participants, in sets keyed by sender, gone when it goes. A new leade
                                                                                      |
                Ended <--decide-- Tally <-- acks <-- owed: Commit or Abort <---apply--+
 
+A transaction that an application does itself, on connections of its own, takes a way of its own to the same votes:
+
+    application --> Opened --> Enlisted, before it works there --> ... --> Sealed ---apply---> owed: Prepare ...
+
 **A proposal is a wish; the first committed decision is the truth.** `decide` only expresses wishes. Everything that is
 told to a participant in phase two, and every "committed" told to a client, comes out of `owed`, over *applied* state.
 A leader that was deposed without knowing it can therefore only repeat true decisions, and `evolve` lets no second

@@ -45,6 +45,41 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """An application begins a transaction of its own: it does the work itself, on its own connections.
+
+    timeout_ms: within it the application must have asked for the commit, and all votes be in. `key` and `body_hash` as
+    in `Begun`.
+    """
+
+    gid: str
+    protocol: str
+    timeout_ms: int
+    key: str | None = None
+    body_hash: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enlisted:
+    """The application will work at `participant`, as `branch`. Logged before it does: an abort has to reach it."""
+
+    gid: str
+    branch: str
+    participant: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sealed:
+    """The application has prepared its branches and asks for the commit. `branches`: their names, as it knows them.
+
+    It changes something only where these are the branches that were enlisted: work at any other would be lost.
+    """
+
+    gid: str
+    branches: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BranchVote:
     """A vote, as the decision was based on it."""
 
@@ -82,7 +117,8 @@ class Ended:
     gid: str
 
 
-TransactionEntry = Begun | Decided | ContradictionSeen | Ended
+Beginning = Begun | Opened
+TransactionEntry = Begun | Opened | Enlisted | Sealed | Decided | ContradictionSeen | Ended
 
 # ------------------------------------------------------------------------------------------------ of the house
 

@@ -4,8 +4,10 @@ Checked after every step in tests and in the model; each violation is said in wo
 consistency ("no two RMs disagree") follow from `check_delta` once participants do what they are told.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from coordinator.protocol.effects import Effect, Reply, Send
+from coordinator.protocol.messages import Prepare
 from coordinator.protocol.transaction import Decision, Transaction, VoteKind
 
 
@@ -19,6 +21,26 @@ def check_delta(before: Transaction | None, after: Transaction | None) -> list[s
     return list(_step_violations(before, after))
 
 
+def check_owed(txn: Transaction, effects: Iterable[Effect]) -> list[str]:
+    """Violations by what a state owes; empty when all is well."""
+    return list(_owed_violations(txn, effects))
+
+
+def _owed_violations(txn: Transaction, effects: Iterable[Effect]) -> Iterator[str]:
+    for effect in effects:
+        match effect:
+            case Reply() if txn.decision is None:
+                yield "a reply is owed before the decision"
+            case Send(message=Prepare()) if txn.decision is not None:
+                yield "a prepare is owed after the decision"
+            case Send(message=Prepare()) if txn.active:
+                yield "a prepare is owed while the application is at work"
+            case Send(message=message) if txn.decision is None and not isinstance(message, Prepare):
+                yield "a decision is owed before there is one"
+            case _:
+                pass
+
+
 def _state_violations(txn: Transaction) -> Iterator[str]:
     names = [branch.name for branch in txn.branches]
     if len(set(names)) != len(names):
@@ -27,6 +49,8 @@ def _state_violations(txn: Transaction) -> Iterator[str]:
         yield "a decision without its date, or a date without decision"
     if txn.ended_at is not None and txn.decision is None:
         yield "ended without a decision"
+    if txn.active and txn.decision is not None:
+        yield "active after the decision"
     if txn.decision is Decision.COMMIT:
         for branch in txn.branches:
             if branch.vote not in (VoteKind.PREPARED, VoteKind.READ_ONLY):
@@ -49,8 +73,11 @@ def _step_violations(before: Transaction | None, after: Transaction | None) -> I
     for name in ("gid", "protocol", "epoch", "started_at", "timeout_ms", "key", "body_hash"):
         if getattr(before, name) != getattr(after, name):
             yield f"{name} changed"
-    if [branch.name for branch in before.branches] != [branch.name for branch in after.branches]:
-        yield "the branches changed"
+    yield from _branch_violations(before, after)
+    if after.active and not before.active:
+        yield "active again"
+    if before.active and after.decision is Decision.COMMIT:
+        yield "committed without having been sealed"
     if before.decision is not None:
         for name in ("decision", "reason", "decided_at"):
             if getattr(before, name) != getattr(after, name):
@@ -60,3 +87,12 @@ def _step_violations(before: Transaction | None, after: Transaction | None) -> I
                 yield f"the recorded vote of {old.name} changed"
     if before.ended_at is not None and before != after:
         yield "something changed after the end"
+
+
+def _branch_violations(before: Transaction, after: Transaction) -> Iterator[str]:
+    old = [(branch.name, branch.participant) for branch in before.branches]
+    new = [(branch.name, branch.participant) for branch in after.branches]
+    if new[: len(old)] != old or (len(new) > len(old) and not before.active):
+        yield "the branches changed"
+    elif len(new) > len(old) and not after.active:
+        yield "a branch came with the seal or the decision"

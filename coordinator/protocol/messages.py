@@ -77,6 +77,14 @@ class Prepare:
     payload: bytes
 
 
+ENLISTED_PAYLOAD: Final = b'{"op":"outlast.enlisted"}'
+"""Payload of a prepare whose work an application has done already, on a connection of its own.
+
+It asks the participant to look, not to work: vote prepared if the branch is prepared in its database, else refuse, and
+make sure that it never will be. To a participant that does not know the word it is an unknown operation: a vote no.
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
     """The decision is commit: make the prepared branch visible."""

@@ -1,6 +1,6 @@
 """What is known of a transaction: hard state (replicated) and soft state (a leader's own)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,6 +17,7 @@ class Decision(StrEnum):
 class State(StrEnum):
     """How far a transaction is; derived from decision and end, never stored."""
 
+    ACTIVE = "active"
     PREPARING = "preparing"
     COMMITTING = "committing"
     ABORTING = "aborting"
@@ -58,6 +59,7 @@ class Transaction:
     epoch: of the leader that began it, and part of its gid.
     timeout_ms: from `started_at`; a transaction undecided by then is aborted.
     key, body_hash: the client's idempotency key, and what it asked for under it.
+    active: an application is at work in it: branches still come, none is asked for its vote, and it cannot commit.
     """
 
     gid: str
@@ -73,12 +75,13 @@ class Transaction:
     retryable: bool = False
     decided_at: int | None = None
     ended_at: int | None = None
+    active: bool = False
 
     @property
     def state(self) -> State:
         """How far it is."""
         if self.decision is None:
-            return State.PREPARING
+            return State.ACTIVE if self.active else State.PREPARING
         if self.decision is Decision.COMMIT:
             return State.COMMITTED if self.ended_at is not None else State.COMMITTING
         return State.ABORTED if self.ended_at is not None else State.ABORTING
@@ -87,6 +90,10 @@ class Transaction:
     def expires_at(self) -> int:
         """When it is aborted if still undecided, in milliseconds since 1970."""
         return self.started_at + self.timeout_ms
+
+    def has_branches(self, names: Collection[str]) -> bool:
+        """Whether these are the names of its branches: all of them, and no other."""
+        return len(names) == len(self.branches) and {branch.name for branch in self.branches} == set(names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

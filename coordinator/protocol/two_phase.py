@@ -4,6 +4,14 @@
         |
         +--a refusal, the deadline, a request--> abort --acks of all that may be prepared--> ended
 
+A transaction that an application does itself (the XA style) is *active* first: its branches are enlisted one by one,
+each before the application works there, and nobody is asked to vote. Once it is sealed, it is a transaction like any
+other: its participants are asked, and look for themselves whether their branch is prepared.
+
+    active --enlisted, again and again--> active --sealed, with the names of all branches--> undecided
+        |
+        +--the deadline, a request--> abort --acks of all that are enlisted--> ended
+
 What phase two owes, and to whom, depends on the vote that the *decision* recorded:
 
 | vote in the decision | commit | abort |
@@ -25,10 +33,22 @@ from coordinator.protocol.entries import (
     ContradictionSeen,
     Decided,
     Ended,
+    Enlisted,
     Header,
+    Opened,
+    Sealed,
     TransactionEntry,
 )
-from coordinator.protocol.messages import Abort, Commit, Prepare, Prepared, ReadOnly, Refused, Vote
+from coordinator.protocol.messages import (
+    ENLISTED_PAYLOAD,
+    Abort,
+    Commit,
+    Prepare,
+    Prepared,
+    ReadOnly,
+    Refused,
+    Vote,
+)
 from coordinator.protocol.transaction import Branch, Decision, Tally, Transaction, VoteKind
 
 _NOT_OWED: Final = (VoteKind.READ_ONLY, VoteKind.REFUSED)
@@ -45,6 +65,8 @@ class TwoPhaseCommit:
         """See `CommitProtocol.decide`."""
         if txn.ended_at is not None:
             return None
+        if txn.active:
+            return self._given_up(txn, tally, expired=expired)
         if txn.decision is None:
             return self._decision(txn, tally, expired=expired)
         for branch in _owing(txn):
@@ -71,6 +93,15 @@ class TwoPhaseCommit:
             return self._abort(txn, tally, f"timeout: no vote from {', '.join(missing)}", retryable=True)
         return None
 
+    def _given_up(self, txn: Transaction, tally: Tally, *, expired: bool) -> Decided | None:
+        """The application alone can ask for the commit of what it does: without it there is only the abort."""
+        if tally.abort_reason is not None:
+            return self._abort(txn, tally, tally.abort_reason, retryable=True)
+        if expired:
+            reason = "timeout: the application did not ask for the commit in time"
+            return self._abort(txn, tally, reason, retryable=True)
+        return None
+
     def _abort(self, txn: Transaction, tally: Tally, reason: str, *, retryable: bool) -> Decided:
         return Decided(
             gid=txn.gid, decision=Decision.ABORT, reason=reason, retryable=retryable, votes=_recorded(txn, tally)
@@ -83,6 +114,17 @@ class TwoPhaseCommit:
         match entry:
             case Begun():
                 return txn if txn is not None else _begin(entry, header)
+            case Opened():
+                return txn if txn is not None else _open(entry, header)
+            case Enlisted():
+                if txn is None or not txn.active or any(branch.name == entry.branch for branch in txn.branches):
+                    return txn
+                branch = Branch(name=entry.branch, participant=entry.participant, payload=ENLISTED_PAYLOAD)
+                return replace(txn, branches=(*txn.branches, branch))
+            case Sealed():
+                if txn is None or not txn.active or not txn.has_branches(entry.branches):
+                    return txn
+                return replace(txn, active=False)
             case Decided():
                 if txn is None or txn.decision is not None or not _supported(txn, entry):
                     return txn
@@ -106,6 +148,8 @@ class TwoPhaseCommit:
         """See `CommitProtocol.owed`."""
         if txn.decision is None:
             effects: list[Effect] = [SetDeadline(at=txn.expires_at)]
+            if txn.active:
+                return effects
             effects += [
                 Send(
                     participant=branch.participant,
@@ -135,6 +179,8 @@ def _supported(txn: Transaction, entry: Decided) -> bool:
     """A commit must rest on a vote of every branch, none of them a refusal. An abort needs nothing: it is presumed."""
     if entry.decision is Decision.ABORT:
         return True
+    if txn.active:
+        return False
     votes = {vote.branch: vote.vote for vote in entry.votes}
     return all(votes.get(branch.name, VoteKind.REFUSED) is not VoteKind.REFUSED for branch in txn.branches)
 
@@ -154,6 +200,20 @@ def _begin(entry: Begun, header: Header) -> Transaction:
     )
 
 
+def _open(entry: Opened, header: Header) -> Transaction:
+    return Transaction(
+        gid=entry.gid,
+        protocol=entry.protocol,
+        epoch=header.epoch,
+        branches=(),
+        timeout_ms=entry.timeout_ms,
+        started_at=header.at,
+        key=entry.key,
+        body_hash=entry.body_hash,
+        active=True,
+    )
+
+
 def _with_decision(txn: Transaction, entry: Decided, header: Header) -> Transaction:
     votes = {vote.branch: vote for vote in entry.votes}
     branches = tuple(_with_vote(branch, votes.get(branch.name)) for branch in txn.branches)
@@ -166,6 +226,7 @@ def _with_decision(txn: Transaction, entry: Decided, header: Header) -> Transact
         retryable=entry.retryable,
         decided_at=header.at,
         ended_at=header.at if nothing_owed else None,
+        active=False,
     )
 
 

@@ -74,6 +74,8 @@ class World:
         self.machines: dict[str, Recorder] = {}
         self.told: dict[str, list[Leadership]] = {}
         self.fatal: list[BaseException] = []
+        self.understand = {"n1": 4, "n2": 3}
+        """What nodes announce, from their next start on; others announce 1."""
 
     def make(self, node: str) -> ReplicatedLog:
         raise NotImplementedError
@@ -110,12 +112,23 @@ class World:
 
 class MemoryWorld(World):
     def make(self, node: str) -> ReplicatedLog:
-        return MemoryLog(node, max_command_bytes=MAX_COMMAND_BYTES, on_fatal=self.fatal.append)
+        return MemoryLog(
+            node,
+            max_command_bytes=MAX_COMMAND_BYTES,
+            on_fatal=self.fatal.append,
+            understands=self.understand.get(node, 1),
+        )
 
 
 class SoloWorld(World):
     def make(self, node: str) -> ReplicatedLog:
-        return SoloLog(self.folder / node, node, max_command_bytes=MAX_COMMAND_BYTES, on_fatal=self.fatal.append)
+        return SoloLog(
+            self.folder / node,
+            node,
+            max_command_bytes=MAX_COMMAND_BYTES,
+            on_fatal=self.fatal.append,
+            understands=self.understand.get(node, 1),
+        )
 
 
 class RaftWorld(World):
@@ -136,6 +149,7 @@ class RaftWorld(World):
             journal=file_journal(self.folder / node),
             settings=self.settings,
             on_fatal=self.fatal.append,
+            understands=self.understand.get(node, 1),
         )
 
 

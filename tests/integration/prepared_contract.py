@@ -201,6 +201,19 @@ class PreparedContract:
         assert await bench.rows() == {(floor, "b"): "committed"}
         assert await bench.balance("ann") == 60
 
+    async def test_it_tells_what_became_of_branches(self, bench):
+        kept, dropped, held, never = (bench.gid() for _ in range(4))
+        for gid, account in ((kept, "ann"), (dropped, "bob"), (held, "cy")):
+            await bench.prepare(gid, epoch=3, op="pay", account=account, amount=1)
+        await bench.commit(kept)
+        await bench.abort(dropped)
+        for _ in range(2):
+            known = await bench.manager.known([kept, dropped, held, never])
+            told = {(each.gid, each.branch): each.state for each in known.branches}
+            assert told == {(kept, "b"): "committed", (dropped, "b"): "aborted", (held, "b"): "prepared"}
+            assert (known.epoch, known.floor) == (3, 0)
+            await bench.restart()
+
     async def test_a_branch_whose_name_cannot_be_one_is_refused_for_good(self, bench):
         gid, branch = bench.gid(), "é" * 200
         payload = b'{"op": "pay", "account": "ann", "amount": 1}'

@@ -4,17 +4,20 @@ A checker that has never failed proves nothing. Each variant replaces one rule o
 `VARIANTS` says in which world its fault shows, and that world is as small as it can be.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from coordinator.ledger import Applied, Knowledge, Ledger, Verdict
+from coordinator.protocol.effects import Effect
 from coordinator.protocol.entries import (
-    Begun,
+    Beginning,
     BranchVote,
     Decided,
+    Enlisted,
     Entry,
     Forgotten,
     Header,
+    Sealed,
     TookOver,
     TransactionEntry,
 )
@@ -98,6 +101,86 @@ class CountsVotes(TwoPhaseCommit):
         return super().decide(txn, tally, expired=expired)
 
 
+# ------------------------------------------------------------------------------------------------ applications' own
+
+
+class SealUndoesAbort(TwoPhaseCommit):
+    """A seal is taken although the abort is decided: the application has prepared everything, after all."""
+
+    def evolve(self, txn: Transaction | None, entry: TransactionEntry, header: Header) -> Transaction | None:
+        if isinstance(entry, Sealed) and txn is not None and txn.decision is Decision.ABORT:
+            return _undecided(txn)
+        return super().evolve(txn, entry, header)
+
+
+class SealsWithoutLooking(TwoPhaseCommit):
+    """A seal is taken whatever the application believes that it has enlisted."""
+
+    def evolve(self, txn: Transaction | None, entry: TransactionEntry, header: Header) -> Transaction | None:
+        if isinstance(entry, Sealed) and txn is not None:
+            entry = replace(entry, branches=tuple(branch.name for branch in txn.branches))
+        return super().evolve(txn, entry, header)
+
+
+class EnlistsAfterSeal(TwoPhaseCommit):
+    """A branch is taken in although the votes of the others are asked for already."""
+
+    def evolve(self, txn: Transaction | None, entry: TransactionEntry, header: Header) -> Transaction | None:
+        if isinstance(entry, Enlisted) and txn is not None and txn.decision is None and not txn.active:
+            after = super().evolve(replace(txn, active=True), entry, header)
+            return None if after is None else replace(after, active=False)
+        return super().evolve(txn, entry, header)
+
+
+class AsksWhileActive(TwoPhaseCommit):
+    """Participants are asked to vote while the application is still at work."""
+
+    def owed(self, txn: Transaction) -> Sequence[Effect]:
+        return super().owed(replace(txn, active=False))
+
+
+class CommitsUnsealed(TwoPhaseCommit):
+    """Nobody has refused, so all is well, whether the application has asked for it or not."""
+
+    def decide(self, txn: Transaction, tally: Tally, *, expired: bool) -> TransactionEntry | None:
+        return super().decide(replace(txn, active=False), tally, expired=expired)
+
+    def evolve(self, txn: Transaction | None, entry: TransactionEntry, header: Header) -> Transaction | None:
+        if isinstance(entry, Decided) and txn is not None:
+            txn = replace(txn, active=False)
+        return super().evolve(txn, entry, header)
+
+
+class ForgetsWhoWasEnlisted(TwoPhaseCommit):
+    """Nobody was asked for a vote, so nobody is told of the abort."""
+
+    def evolve(self, txn: Transaction | None, entry: TransactionEntry, header: Header) -> Transaction | None:
+        after = super().evolve(txn, entry, header)
+        if txn is not None and txn.active and after is not None and after.decision is not None:
+            return replace(after, ended_at=header.at)
+        return after
+
+
+def _floor_passes_over_active(ledger: Ledger, name: str) -> int | None:
+    """The floor minds the transactions that name the participant, and not those that still may."""
+    naming = [
+        number
+        for number, txn in ledger.unfinished.items()
+        if any(branch.participant == name for branch in txn.branches)
+    ]
+    return min(naming, default=None)
+
+
+def _prepares_over_a_tombstone(branch: Branch, gid: str, horizon: Horizon) -> bool:
+    """What an application prepares comes to be, although the branch was aborted."""
+    return branch.state in (State.UNKNOWN, State.ABORTED) and not resource.below_floor(gid, horizon)
+
+
+def _prepares_below_the_floor(branch: Branch, gid: str, horizon: Horizon) -> bool:
+    """What an application prepares comes to be wherever there is no record, although it may have been pruned."""
+    return branch.state is State.UNKNOWN
+
+
 # ------------------------------------------------------------------------------------------------ ledgers
 
 
@@ -116,7 +199,7 @@ class NoFence(_Ledger):
             return super()._apply_entry(header, entry)
         return super()._apply_entry(replace(header, epoch=max(header.epoch, self.epoch)), entry)
 
-    def _begin(self, header: Header, entry: Begun) -> Applied:
+    def _begin(self, header: Header, entry: Beginning) -> Applied:
         gid = self.own_gid(entry.gid)
         today = self.epoch
         self.epoch = gid.epoch if gid is not None else today
@@ -208,6 +291,10 @@ def _votes_before_sync(branch: Branch) -> Branch:
 # ------------------------------------------------------------------------------------------------ where they show
 
 _TWO_IN_A_ROW = (Planned("m-1-1", (0,)), Planned("m-1-2", (0,)))
+_APPLICATION = (Planned("m-1-1", (0,), application=True),)
+_APPLICATION_AT_TWO = (Planned("m-1-1", (0, 1), application=True),)
+_APPLICATION_AND_A_STRAY = (Planned("m-1-1", (0,), application=True, strays=(1,)),)
+_APPLICATION_THEN_ANOTHER = (Planned("m-1-1", (0,), application=True), Planned("m-1-2", (0,)))
 _NOTHING_COUNTED = CountingTally(votes={}, acked=frozenset(), contradictions={})
 
 
@@ -266,5 +353,43 @@ VARIANTS: Mapping[str, Variant] = {
         lambda: Rules(ledger=ForgetsWithoutFloor),
         Scope(1, 1, forgetting=True),
         "answers committed, and another aborted",
+    ),
+    "a seal undoes the abort": Variant(
+        lambda: Rules(protocol=SealUndoesAbort()), Scope(1, 0, _APPLICATION), "decision changed after the decision"
+    ),
+    "a seal of other branches": Variant(
+        lambda: Rules(protocol=SealsWithoutLooking()), Scope(2, 0, _APPLICATION_AT_TWO), "never voted for it"
+    ),
+    "a branch after the seal": Variant(
+        lambda: Rules(protocol=EnlistsAfterSeal()), Scope(2, 0, _APPLICATION_AND_A_STRAY), "the branches changed"
+    ),
+    "a prepare while the application works": Variant(
+        lambda: Rules(protocol=AsksWhileActive()),
+        Scope(1, 0, _APPLICATION),
+        "a prepare is owed while the application is at work",
+    ),
+    "a commit that was not asked for": Variant(
+        lambda: Rules(protocol=CommitsUnsealed()), Scope(1, 0, _APPLICATION), "committed without having been sealed"
+    ),
+    "an expiry forgets who was enlisted": Variant(
+        lambda: Rules(protocol=ForgetsWhoWasEnlisted()),
+        Scope(1, 0, _APPLICATION, forgetting=True, serial=True),
+        "nothing leads to an end",
+    ),
+    "an application works before it is enlisted": Variant(
+        lambda: Rules(works_unenlisted=True),
+        Scope(1, 0, _APPLICATION, forgetting=True, serial=True),
+        "nothing leads to an end",
+    ),
+    "floors pass over what is active": Variant(
+        lambda: Rules(floor_of=_floor_passes_over_active), Scope(1, 0, _APPLICATION_THEN_ANOTHER), "below a floor"
+    ),
+    "an application prepares over a tombstone": Variant(
+        lambda: Rules(may_prepare=_prepares_over_a_tombstone), Scope(1, 0, _APPLICATION), "holds its locks again"
+    ),
+    "an application prepares below the floor": Variant(
+        lambda: Rules(may_prepare=_prepares_below_the_floor),
+        Scope(1, 0, _APPLICATION_THEN_ANOTHER, serial=True),
+        "holds its locks again",
     ),
 }

@@ -17,6 +17,9 @@ What may happen, at any moment and in any order
   safety hangs on their records).
 - A participant in doubt asks a node, with any applied prefix of the log, and does as it is told.
 - Anybody asks for an outcome. A leader that cannot tell logs the abort.
+- An application does a transaction itself: it begins, enlists branches and asks for the commit of all of them, in any
+  order, again, late, or never, because it has died; once a branch is enlisted it prepares it on a connection of its
+  own, without a message, whatever has been decided meanwhile.
 - With forgetting: the leader proposes `Forgotten`, and a participant prunes what its horizon allows.
 
 Why a state is so small
@@ -57,17 +60,21 @@ from coordinator.levels import NEWEST
 from coordinator.protocol.base import CommitProtocol
 from coordinator.protocol.effects import Reply, Send
 from coordinator.protocol.entries import (
+    Beginning,
     Begun,
     BranchPlan,
     Decided,
+    Enlisted,
     Entry,
     Forgotten,
     Header,
+    Opened,
     Raised,
     Registered,
+    Sealed,
     TookOver,
 )
-from coordinator.protocol.invariants import check, check_delta
+from coordinator.protocol.invariants import check, check_delta, check_owed
 from coordinator.protocol.messages import (
     Abort,
     Acked,
@@ -81,6 +88,7 @@ from coordinator.protocol.messages import (
     Refused,
     Request,
     Stamp,
+    Vote,
 )
 from coordinator.protocol.registry import PROTOCOLS
 from coordinator.protocol.transaction import NOTHING_HEARD, Decision, Tally, Transaction, VoteKind
@@ -102,7 +110,19 @@ _BITS: dict[type, int] = {
     Acked: ACKED,
     Contradicted: CONTRADICTED,
 }
+_NOT_ENLISTED = -1
 _RECORDED = (None, VoteKind.PREPARED, VoteKind.READ_ONLY, VoteKind.REFUSED)
+
+
+def told_floor(ledger: Ledger, name: str) -> int | None:
+    """As the driver has it: no floor while nothing names the participant; and what is active may yet come to."""
+    naming = [
+        number
+        for number, txn in ledger.unfinished.items()
+        if any(branch.participant == name for branch in txn.branches)
+    ]
+    active = [number for number, txn in ledger.unfinished.items() if txn.active]
+    return min([*naming, *active]) if naming else None
 
 
 @dataclass(frozen=True)
@@ -121,6 +141,12 @@ class Rules:
     """Whether a participant's horizon is durable."""
     tells_early: bool = False
     """Whether a leader tells the client what it has only wished for."""
+    may_prepare: Callable[[Branch, str, Horizon], bool] = resource.may_prepare
+    """Whether a branch that an application prepares comes to be."""
+    floor_of: Callable[[Ledger, str], int | None] = told_floor
+    """The number below which a leader tells `name` that nothing will be asked of it."""
+    works_unenlisted: bool = False
+    """Whether an application prepares where it has not been told that its branch is enlisted."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +156,10 @@ class Planned:
     gid: str
     members: tuple[int, ...]
     key: str | None = None
+    application: bool = False
+    """Whether an application does the work itself: then `members` is where it will."""
+    strays: tuple[int, ...] = ()
+    """Where the application has a branch enlisted that it does not name when it asks for the commit."""
 
 
 @dataclass(frozen=True)
@@ -182,12 +212,16 @@ class Site(NamedTuple):
 
 
 class Environment(NamedTuple):
-    """What surrounds a participant: all that was sent to it, what is owed to it now; all answers, and today's."""
+    """What surrounds a participant: all that was sent to it, what is owed to it now; all answers, and today's.
+
+    enlisted: the transactions whose application may work here.
+    """
 
     requests: tuple[Message, ...]
     owed: frozenset[Message]
     answers: tuple[frozenset[Decision], ...]
     fresh: tuple[frozenset[Decision], ...]
+    enlisted: frozenset[int]
 
 
 class Wish(NamedTuple):
@@ -331,6 +365,8 @@ class World:
                     (replace(vote, branch=names[vote.branch]) for vote in entry.votes), key=lambda vote: vote.branch
                 )
                 renamed: Entry = replace(entry, votes=tuple(votes))
+            elif isinstance(entry, Enlisted):
+                renamed = replace(entry, branch=names[entry.branch], participant=names[entry.participant])
             else:
                 renamed = entry
             other = self._appended(other, header, renamed) or other
@@ -369,8 +405,16 @@ class World:
         fresh = tuple(frozenset(_answers(ledgers[-1:], gid)) for gid in self.gids)
         log.requests = tuple(self._requests(ledgers, name) for name in self.names)
         log.environments = tuple(
-            self._environment(Environment(requests, frozenset(self._requests(ledgers[-1:], name)), log.answers, fresh))
-            for name, requests in zip(self.names, log.requests, strict=True)
+            self._environment(
+                Environment(
+                    requests,
+                    frozenset(self._requests(ledgers[-1:], name)),
+                    log.answers,
+                    fresh,
+                    frozenset(self._enlisted(ledgers, position)),
+                )
+            )
+            for position, (name, requests) in enumerate(zip(self.names, log.requests, strict=True))
         )
         log.colours = tuple(self._colour(log, position) for position in range(len(self.names)))
         log.violations = tuple(self._log_violations(log))
@@ -390,18 +434,27 @@ class World:
         found: dict[Message, None] = {}
         owed: dict[tuple[type[Request], int, int], None] = {}
         for ledger in ledgers:
-            naming = []
-            for number, txn in ledger.unfinished.items():
-                if any(branch.participant == name for branch in txn.branches):
-                    naming.append(number)
+            for txn in ledger.unfinished.values():
                 for effect in self.rules.protocol.owed(txn):
                     if isinstance(effect, Send) and effect.participant == name and txn.gid in self.gids:
                         owed[type(effect.message), self.gids.index(txn.gid), ledger.epoch] = None
-            floor = str(Gid.of_number(CLUSTER, min(naming))) if naming else None
+            number = self.rules.floor_of(ledger, name)
+            floor = str(Gid.of_number(CLUSTER, number)) if number is not None else None
             for kind, index, epoch in owed:
                 if epoch == ledger.epoch:
                     found[Message(kind, index, epoch, floor)] = None
         return tuple(found)
+
+    def _enlisted(self, ledgers: tuple[Ledger, ...], position: int) -> Iterator[int]:
+        """The transactions whose application knows that its branch at this participant is enlisted."""
+        for index, planned in enumerate(self.planned):
+            if position in (*planned.members, *planned.strays) and planned.application:
+                known = (ledger.get(planned.gid) for ledger in ledgers)
+                if any(txn is not None and self._works(txn, position) for txn in known):
+                    yield index
+
+    def _works(self, txn: Transaction, position: int) -> bool:
+        return self.rules.works_unenlisted or any(branch.name == self.names[position] for branch in txn.branches)
 
     def _environment(self, environment: Environment) -> int:
         number = self._environments.setdefault(environment, len(self._environment_list))
@@ -413,12 +466,12 @@ class World:
         """What tells this participant from the others, as far as the log goes: its roles and its recorded votes."""
         if not self.interchangeable:
             return (position,)
-        roles = [int(position in planned.members) for planned in self.planned]
+        roles = [int(position in planned.members) + 2 * (position in planned.strays) for planned in self.planned]
         votes = []
         for ledger, gid in product(log.ledgers, self.gids):
             txn = ledger.get(gid)
             recorded = [b.vote for b in txn.branches if b.name == self.names[position]] if txn is not None else []
-            votes += [_RECORDED.index(vote) for vote in recorded]
+            votes += [_RECORDED.index(vote) for vote in recorded] or [_NOT_ENLISTED]
         return (*roles, *votes)
 
     def _steps_of_log(self, state: StateId) -> dict[int, bool]:
@@ -465,6 +518,12 @@ class World:
             for planned in self.planned:
                 if _gid(planned.gid).epoch == ledger.epoch:
                     yield header, self._begun(planned), helpful
+                if planned.application and ledger.get(planned.gid) is not None:
+                    # Nothing may hang on what an application still does.
+                    names = tuple(self.names[member] for member in planned.members)
+                    for name in (*names, *(self.names[stray] for stray in planned.strays)):
+                        yield header, Enlisted(gid=planned.gid, branch=name, participant=name), False
+                    yield header, Sealed(gid=planned.gid, branches=names), False
                 if ledger.epoch and ledger.knowledge(planned.gid) is Knowledge.ASK_LEADER:
                     yield header, Decided(gid=planned.gid, decision=Decision.ABORT), helpful
             if self.scope.forgetting:
@@ -496,12 +555,14 @@ class World:
             known = self._wished[key] = tuple(self._newly_wished(txn, said))
         return known
 
-    def _begun(self, planned: Planned) -> Begun:
+    def _begun(self, planned: Planned) -> Beginning:
+        body = b"same" if planned.key is not None else None
+        if planned.application:
+            return Opened(gid=planned.gid, protocol="2pc", timeout_ms=1, key=planned.key, body_hash=body)
         branches = tuple(
             BranchPlan(name=self.names[member], participant=self.names[member], payload=b"1")
             for member in planned.members
         )
-        body = b"same" if planned.key is not None else None
         return Begun(gid=planned.gid, protocol="2pc", branches=branches, timeout_ms=1, key=planned.key, body_hash=body)
 
     def _newly_wished(self, txn: Transaction, said: tuple[int, ...]) -> Iterator[Wish]:
@@ -577,7 +638,7 @@ class World:
 
     def _site_moves(self, environment: int, site: Site) -> Iterator[tuple[str, Site, bool]]:
         """Every step of one participant, told from its own side, and whether it is a helpful one."""
-        requests, owed, answers, fresh = self._environment_list[environment]
+        requests, owed, answers, fresh, enlisted = self._environment_list[environment]
         horizon = Horizon(epoch=site.epoch, floor=site.floor)
         for message in requests:
             if self.scope.serial and site.parts[message.txn].state in (State.WORKING, State.FENCED):
@@ -592,7 +653,9 @@ class World:
             part = site.parts[index]
             branch = Branch(state=part.state)
             if part.state in (State.WORKING, State.FENCED):
-                yield from self._finishes(site, index)
+                yield from self._finishes(site, index, may_be_prepared=index in enlisted)
+            if index in enlisted and self.rules.may_prepare(branch, gid, horizon):
+                yield f"has {gid} prepared by its application", _with(site, index, state=State.PREPARED), False
             if part.state is not State.UNKNOWN or not resource.below_floor(gid, horizon):
                 walked = self.rules.walk_away(branch, "-").branch.state
                 yield f"walks away from {gid}", _with(site, index, state=walked), False
@@ -618,13 +681,18 @@ class World:
         asker = 0 if not runs else message.epoch if step.work is resource.Work.RUN else part.asker
         return _with(site, message.txn, state=step.branch.state, asker=asker, to=message.epoch, answer=step.answer)
 
-    def _finishes(self, site: Site, index: int) -> Iterator[tuple[str, Site, bool]]:
+    def _finishes(self, site: Site, index: int, *, may_be_prepared: bool) -> Iterator[tuple[str, Site, bool]]:
         gid, part = self.gids[index], site.parts[index]
-        votes = (
+        votes: list[Vote] = [
             Prepared(gid=gid, branch="-"),
             ReadOnly(gid=gid, branch="-"),
             Refused(gid=gid, branch="-", reason="-"),
-        )
+        ]
+        if self.planned[index].application:
+            # The work is to look. What the application prepares in that very moment is found, or fenced.
+            votes = [
+                vote for vote in votes if isinstance(vote, Refused) or (may_be_prepared and type(vote) is Prepared)
+            ]
         for vote in votes:
             step = self.rules.finish(Branch(state=part.state), vote)
             after = _with(site, index, state=step.branch.state, asker=0, to=part.asker, answer=step.answer)
@@ -673,7 +741,8 @@ class World:
     def _disagreements(self, sites: tuple[int, ...]) -> Iterator[str]:
         """Gray & Lamport's consistency, from the durable states alone."""
         for index, gid in enumerate(self.gids):
-            parts = [self.sites[site].parts[index] for site in sites]
+            members = self.planned[index].members
+            parts = [self.sites[site].parts[index] for position, site in enumerate(sites) if position in members]
             committed = any(part.state is State.COMMITTED for part in parts)
             if committed and any(part.state is State.ABORTED and not _ever(part, READ_ONLY) for part in parts):
                 yield f"{gid} is committed at one participant and aborted at another"
@@ -695,6 +764,7 @@ class World:
             txn = log.ledgers[-1].get(gid)
             if txn is not None:
                 yield from check(txn)
+                yield from check_owed(txn, self.rules.protocol.owed(txn))
             if len(log.ledgers) > 1 and getattr(log.commands[-1][1], "gid", None) == gid:
                 yield from check_delta(log.ledgers[-2].get(gid), txn)
         yield from self._floor_violations(log)
@@ -804,7 +874,7 @@ def _answers(ledgers: tuple[Ledger, ...], gid: str) -> Iterator[Decision]:
 
 def _has_begun(ledger: Ledger, gid: str) -> bool:
     txn = ledger.get(gid)
-    return txn is not None and bool(txn.branches)
+    return txn is not None and (txn.active or bool(txn.branches))
 
 
 def _ever(part: Part, bits: int) -> bool:
@@ -895,6 +965,12 @@ def _log_line(header: Header, wish: Wish) -> str:
             logs = "takes over"
         case Begun():
             logs = f"begins {entry.gid} with {', '.join(plan.name for plan in entry.branches)}"
+        case Opened():
+            logs = f"begins {entry.gid} for an application"
+        case Enlisted():
+            logs = f"enlists {entry.branch} in {entry.gid}"
+        case Sealed():
+            logs = f"seals {entry.gid} with {', '.join(entry.branches)}"
         case Decided():
             logs = f"decides: {entry.decision} {entry.gid}"
         case Forgotten():

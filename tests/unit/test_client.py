@@ -126,6 +126,7 @@ def test_it_loads_nothing_of_a_node() -> None:
         "coordinator",
         "coordinator.client",
         "coordinator.client_results",
+        "coordinator.client_transaction",
         "coordinator.protocol",
         "coordinator.protocol.messages",
         "coordinator.protocol.transaction",

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from coordinator.protocol.invariants import check, check_delta
+from coordinator.protocol.effects import Reply, Send
+from coordinator.protocol.invariants import check, check_delta, check_owed
+from coordinator.protocol.messages import Abort, Commit, Prepare
 from coordinator.protocol.transaction import Branch, Decision, Transaction, VoteKind
 
 UNDECIDED = Transaction(
@@ -25,13 +27,18 @@ COMMITTED = replace(
     decided_at=2,
 )
 ENDED = replace(COMMITTED, ended_at=3)
+ACTIVE = replace(UNDECIDED, active=True)
+THIRD = Branch(name="c", participant="c", payload=b"1")
+PREPARE = Send(participant="a", message=Prepare(gid="m-1-1", branch="a", payload=b"1"))
+COMMIT = Send(participant="a", message=Commit(gid="m-1-1", branch="a"))
+ABORT = Send(participant="a", message=Abort(gid="m-1-1", branch="a"))
 
 
 def with_branch(txn, **changes):
     return replace(txn, branches=(replace(txn.branches[0], **changes), *txn.branches[1:]))
 
 
-@pytest.mark.parametrize("txn", [UNDECIDED, COMMITTED, ENDED])
+@pytest.mark.parametrize("txn", [UNDECIDED, COMMITTED, ENDED, ACTIVE])
 def test_sound_states_have_no_violations(txn):
     assert check(txn) == []
     assert check_delta(txn, txn) == []
@@ -51,6 +58,7 @@ def test_sound_states_have_no_violations(txn):
         (with_branch(UNDECIDED, contradiction="aborted"), "a has a recorded vote before the decision"),
         (with_branch(COMMITTED, payload=b"1"), "the payload of a has outlived the decision"),
         (with_branch(UNDECIDED, payload=None), "the payload of a is gone before the decision"),
+        (replace(COMMITTED, active=True), "active after the decision"),
     ],
 )
 def test_every_unsound_state_is_noticed(txn, complaint):
@@ -65,6 +73,12 @@ def test_every_unsound_state_is_noticed(txn, complaint):
             "gid": "m-1-2", "protocol": "x", "epoch": 2, "started_at": 2, "timeout_ms": 2, "key": "k", "body_hash": b"h"
         }.items()),
         (UNDECIDED, replace(UNDECIDED, branches=UNDECIDED.branches[:1]), "the branches changed"),
+        (UNDECIDED, replace(UNDECIDED, branches=(*UNDECIDED.branches, THIRD)), "the branches changed"),
+        (ACTIVE, replace(ACTIVE, branches=ACTIVE.branches[1:]), "the branches changed"),
+        (ACTIVE, with_branch(ACTIVE, participant="b"), "the branches changed"),
+        (ACTIVE, replace(UNDECIDED, branches=(*ACTIVE.branches, THIRD)), "a branch came with the seal"),
+        (UNDECIDED, ACTIVE, "active again"),
+        (ACTIVE, COMMITTED, "committed without having been sealed"),
         (COMMITTED, replace(COMMITTED, decision=Decision.ABORT), "decision changed after the decision"),
         (COMMITTED, replace(COMMITTED, reason="x"), "reason changed after the decision"),
         (COMMITTED, replace(COMMITTED, decided_at=9), "decided_at changed after the decision"),
@@ -75,3 +89,30 @@ def test_every_unsound_state_is_noticed(txn, complaint):
 )  # fmt: skip
 def test_every_unsound_step_is_noticed(before, after, complaint):
     assert any(complaint in violation for violation in check_delta(before, after))
+
+
+def test_a_branch_more_is_sound_while_the_application_works():
+    assert check_delta(ACTIVE, replace(ACTIVE, branches=(*ACTIVE.branches, THIRD))) == []
+    assert check_delta(ACTIVE, UNDECIDED) == []
+
+
+@pytest.mark.parametrize(
+    ("txn", "effects"),
+    [(UNDECIDED, [PREPARE]), (ACTIVE, []), (COMMITTED, [Reply(), COMMIT]), (ENDED, [Reply()])],
+)
+def test_sound_debts_have_no_violations(txn, effects):
+    assert check_owed(txn, effects) == []
+
+
+@pytest.mark.parametrize(
+    ("txn", "effect", "complaint"),
+    [
+        (UNDECIDED, Reply(), "a reply is owed before the decision"),
+        (COMMITTED, PREPARE, "a prepare is owed after the decision"),
+        (ACTIVE, PREPARE, "a prepare is owed while the application is at work"),
+        (ACTIVE, ABORT, "a decision is owed before there is one"),
+        (UNDECIDED, COMMIT, "a decision is owed before there is one"),
+    ],
+)
+def test_every_unsound_debt_is_noticed(txn, effect, complaint):
+    assert check_owed(txn, [effect]) == [complaint]

@@ -782,6 +782,53 @@ async def test_a_vote_that_was_lost_on_its_way_is_found_again():
             await until(lambda: manager.handled("abort", 1) == 1)
 
 
+async def test_a_branch_that_nobody_here_has_heard_of_is_swept_up():
+    async with Coordinator(aborted) as node:
+        manager = Gated()
+        async with serving(manager, coordinators=(node.url,), sweep_every_s=0.02, **FAST) as caller:
+            # Prepared behind the server's back, as by a connection that outlived its client.
+            await NullManager.handle(manager, [Envelope(prepare(1), STAMP)])
+            await until(lambda: manager.handled("abort", 1) == 1)
+            assert caller.participant._resolver.held == 0
+
+
+async def test_what_one_look_alone_has_seen_is_not_asked_about():
+    class Fleeting(Gated):
+        looks = 0
+
+        async def in_doubt(self):
+            self.looks += 1
+            return [InDoubt(gid="shop-1-1", branch="b", prepared_at=0.0)] if self.looks == 1 else []
+
+    async with Coordinator(aborted) as node:
+        manager = Fleeting()
+        async with serving(manager, coordinators=(node.url,), sweep_every_s=0.01, **FAST):
+            await until(lambda: manager.looks > 5)
+        assert not node.asked
+
+
+@pytest.mark.parametrize("error", [Unavailable("the database is away"), KeyError("a defect")])
+async def test_a_sweep_that_fails_is_told_of_once_and_tried_again(caplog, error):
+    async with Coordinator(aborted) as node:
+        manager = Gated()
+        manager.failing = error
+        looks = 0
+        listed = manager.in_doubt
+
+        async def counted():
+            nonlocal looks
+            looks += 1
+            return await listed()
+
+        manager.in_doubt = counted
+        async with serving(manager, coordinators=(node.url,), sweep_every_s=0.01, **FAST):
+            await until(lambda: looks > 3)
+            assert caplog.text.count("cannot be listed for now") == 1
+            manager.failing = None
+            await NullManager.handle(manager, [Envelope(prepare(1), STAMP)])
+            await until(lambda: manager.handled("abort", 1) == 1)
+
+
 async def test_without_coordinators_a_restart_with_doubts_is_an_error_in_the_log(caplog):
     manager = Gated()
     manager.found = [InDoubt(gid="shop-1-1", branch="b", prepared_at=0.0)]

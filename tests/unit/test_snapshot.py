@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
+from cluster.replication.log import NeedsNewer
 from cluster.replication.raft_journal import RaftJournal
 from cluster.replication.segments import SyncFailed
 from cluster.replication.snapshot import Snapshot, SnapshotBroken, Snapshots, SnapshotsLost, recover
@@ -163,6 +164,21 @@ def test_the_newest_that_can_be_read_is_taken(
     assert (found[0].index, into) == (5, [b"five"])
     assert "is damaged" in caplog.text
     assert snapshots.indices() == [5]
+
+
+def test_one_that_needs_newer_software_is_left_alone_and_nothing_is_tried_in_its_place(
+    snapshots: Snapshots, disk: SimulatedDisk
+) -> None:
+    journal = log_of(disk, 12)
+    snapshots.write(5, 1, [b"five"])
+    snapshots.write(9, 1, [b"nine"])
+
+    def newer(pieces: Iterable[bytes]) -> Callable[[], object]:
+        raise NeedsNewer(f"install what reads {b''.join(pieces)!r}")
+
+    with pytest.raises(NeedsNewer, match=r"0000000000000009\.snapshot: install what reads b'nine'"):
+        recover(snapshots, journal, newer)
+    assert snapshots.indices() == [9, 5], "for who can read them"
 
 
 def test_a_log_that_ends_before_the_snapshot_begins_anew_with_it(snapshots: Snapshots, disk: SimulatedDisk) -> None:

@@ -48,6 +48,7 @@ MESSAGES: list[Message] = [
     {"type": "request_vote", "term": 4, "last_log_index": 3, "last_log_term": 3},
     {"type": "response_vote", "term": 4},
     {"type": "timeout_now", "term": 4},
+    {"type": "understands", "level": 2},
 ]
 
 

@@ -1,0 +1,73 @@
+"""A cluster that is upgraded node by node, under load: nobody waits, nothing is lost, and what is new comes last.
+
+The older software is today's, held at level 1: it announces no more, and writes no more than that.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.local import LocalCluster
+from coordinator.levels import NEWEST
+from tests.integration.shop_world import ShopWorld
+from tests.integration.world import eventually
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
+
+HELD = "[compatibility]\nhighest_level = 1\n"
+
+
+class HeldWorld(ShopWorld):
+    """Its nodes begin at level 1, and stay there until `let_go`. Snapshots are taken all the time."""
+
+    def __init__(self, folder: Path, *, seed: int) -> None:
+        super().__init__(folder, seed=seed)
+        settings = {"compatibility": {"highest_level": 1}, "limits": {"compact_log_bytes": 50_000}}
+        self.cluster = LocalCluster(folder / "c", settings=settings)
+
+    async def let_go(self, node: str) -> None:
+        """Stop `node`, and start it as newer software, in the same folder."""
+        assert await self.cluster.stop_node(node), "it had to be killed"
+        path = self.cluster.data / node / "node.toml"
+        text = path.read_text()
+        assert text.count(HELD) == 1
+        path.write_text(text.replace(HELD, ""))
+        await self.told(20)
+        await self.cluster.start_node(node)
+        await self.ready(node)
+
+    async def level(self) -> tuple[int, dict[str, int | None]]:
+        """What the leader's cluster works at, and what it has heard of each node."""
+        status = await self.cluster.status((await self.cluster.wait_for_leader()).node)
+        if status is None:
+            return 0, {}
+        return status["level"], {row["id"]: row["understands"] for row in status["nodes"]}
+
+    async def at_level(self, level: int, understood: dict[str, int]) -> None:
+        """Return once the cluster works at this level, and its leader knows this of the nodes."""
+
+        async def looks_so() -> bool:
+            return await self.level() == (level, understood)
+
+        await eventually(looks_so, f"level {level} with {understood}")
+
+
+async def test_a_cluster_is_upgraded_node_by_node_under_load(tmp_path: Path) -> None:
+    async with HeldWorld(tmp_path, seed=21) as world:
+        first, second, last = world.cluster.nodes
+        async with world.load(sdk=True):
+            await world.told(30)
+            for upgraded in ([first], [first, second]):
+                await world.let_go(upgraded[-1])
+                await world.at_level(1, {node: NEWEST if node in upgraded else 1 for node in world.cluster.nodes})
+                await world.told(30)
+            await world.let_go(last)
+            await world.at_level(NEWEST, dict.fromkeys(world.cluster.nodes, NEWEST))
+            await world.told(30)
+            # It is in the log, and in snapshots: who comes back knows it before he hears of a leader.
+            await world.kill_at_once(world.cluster.nodes)
+            for node in world.cluster.nodes:
+                await world.cluster.start_node(node)
+            await world.at_level(NEWEST, dict.fromkeys(world.cluster.nodes, NEWEST))
+            await world.told(30)
+        await world.verify()
