@@ -196,22 +196,30 @@ def _add_serving_commands(commands: "_Commands[argparse.ArgumentParser]") -> Non
         "outlast participant null --port 7502",
     )
     participant.add_argument(
-        "kind", choices=("sqlite", "postgres", "null"), help="what holds the data; null holds nothing"
+        "kind", choices=("sqlite", "postgres", "mariadb", "null"), help="what holds the data; null holds nothing"
     )
     participant.add_argument(
         "--operations",
         metavar="MODULE:NAME",
-        help="sqlite, postgres: the Operations that payloads may name, such as mypackage.stock:operations",
+        help="all but null: the Operations that payloads may name, such as mypackage.stock:operations",
     )
     participant.add_argument(
-        "--dsn-file", type=Path, metavar="FILE", help="postgres: holds postgresql://user:password@host/database"
+        "--dsn-file",
+        type=Path,
+        metavar="FILE",
+        help="holds postgresql://user:password@host/database, or mariadb://...",
     )
-    participant.add_argument(
-        "--dsn", help="postgres: the same, without a password, which everybody would see; or OUTLAST_DSN"
-    )
+    participant.add_argument("--dsn", help="the same, without a password, which everybody would see; or OUTLAST_DSN")
     participant.add_argument("--db-schema", metavar="NAME", help="postgres: where the two tables of branches are")
     participant.add_argument(
-        "--accept-unsafe", action="store_true", help="postgres: serve a server with fsync off too, for tests"
+        "--accept-unsafe", action="store_true", help="serve a database that may forget in a crash too, for tests"
+    )
+    participant.add_argument(
+        "--leave-alone",
+        action="append",
+        default=[],
+        metavar="TABLE",
+        help="mariadb: no operation changes it, so it may be of any engine; once per table",
     )
     participant.add_argument("--file", type=Path, metavar="FILE", help="sqlite: the database")
     participant.add_argument("--schema", type=Path, metavar="FILE", help="sqlite: SQL run when the database is new")

@@ -12,6 +12,9 @@
     postgres        a PostgreSQL database as a resource manager
       postgres_database  its statements;  postgres_checks, postgres_errors, postgres_names, postgres_pool
       postgres_branch    what an operation is given
+    mariadb         a MariaDB database as a resource manager
+      mariadb_database   its statements;  mariadb_session, mariadb_owners  its connections, and whose a branch is
+      mariadb_checks, mariadb_errors, mariadb_names;  mariadb_branch  what an operation is given
     per_branch      a resource manager of your own, from three coroutines;  record_file  its records
     records         the tables that remember branches
     null            holds nothing; for benchmarks

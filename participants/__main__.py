@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from participants.arguments import (
+    add_mariadb_arguments,
     add_postgres_arguments,
     add_server_arguments,
     read_dsn,
@@ -13,6 +14,7 @@ from participants.arguments import (
     server_settings,
 )
 from participants.manager import ResourceManager
+from participants.mariadb import MariaDbManager
 from participants.null import NullManager
 from participants.operations import Operations
 from participants.postgres import PostgresManager
@@ -49,24 +51,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     postgres.add_argument("--operations", required=True, metavar="MODULE:NAME", help="where your Operations are")
     add_postgres_arguments(postgres)
     add_server_arguments(postgres)
+    mariadb = kinds.add_parser("mariadb", help="runs your named operations against a MariaDB database")
+    mariadb.add_argument("--operations", required=True, metavar="MODULE:NAME", help="where your Operations are")
+    add_mariadb_arguments(mariadb)
+    add_server_arguments(mariadb)
     arguments = parser.parse_args(argv)
     manager: ResourceManager
     if arguments.kind == "null":
         manager = NullManager()
-    elif arguments.kind == "postgres":
+    elif arguments.kind in ("postgres", "mariadb"):
         try:
-            manager = PostgresManager(
-                read_dsn(arguments.dsn, arguments.dsn_file),
-                load_operations(arguments.operations),
-                schema=arguments.db_schema,
-                accept_unsafe=arguments.accept_unsafe,
-            )
+            manager = _database(arguments)
         except (SettingsError, Unfit, OSError) as error:
             parser.error(str(error))
     else:
         schema = "" if arguments.schema is None else arguments.schema.read_text()
         manager = SqliteManager(arguments.database, load_operations(arguments.operations), schema=schema)
     return serve_or_explain(manager, arguments)
+
+
+def _database(arguments: argparse.Namespace) -> ResourceManager:
+    dsn, operations = read_dsn(arguments.dsn, arguments.dsn_file), load_operations(arguments.operations)
+    unsafe = arguments.accept_unsafe
+    if arguments.kind == "mariadb":
+        return MariaDbManager(dsn, operations, left_alone=arguments.leave_alone, accept_unsafe=unsafe)
+    return PostgresManager(dsn, operations, schema=arguments.db_schema, accept_unsafe=unsafe)
 
 
 if __name__ == "__main__":

@@ -48,10 +48,25 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_postgres_arguments(parser: argparse.ArgumentParser) -> None:
     """Which PostgreSQL database; `read_dsn` reads the first two back."""
-    parser.add_argument("--dsn-file", type=Path, help="holds postgresql://user:password@host/database")
-    parser.add_argument("--dsn", help=f"the same, without a password, which everybody would see; or {DSN_VARIABLE}")
+    _add_dsn(parser, "postgresql")
     parser.add_argument("--db-schema", default="public", help="where the two tables of branches are")
     parser.add_argument("--accept-unsafe", action="store_true", help="serve a server with fsync off too, for tests")
+
+
+def add_mariadb_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which MariaDB database; `read_dsn` reads the first two back."""
+    _add_dsn(parser, "mariadb")
+    parser.add_argument(
+        "--leave-alone", action="append", default=[], metavar="TABLE", help="no operation changes it: of any engine"
+    )
+    parser.add_argument(
+        "--accept-unsafe", action="store_true", help="serve a server that forgets in a crash, for tests"
+    )
+
+
+def _add_dsn(parser: argparse.ArgumentParser, scheme: str) -> None:
+    parser.add_argument("--dsn-file", type=Path, help=f"holds {scheme}://user:password@host/database")
+    parser.add_argument("--dsn", help=f"the same, without a password, which everybody would see; or {DSN_VARIABLE}")
 
 
 def server_settings(arguments: argparse.Namespace) -> ServerSettings:

@@ -36,7 +36,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 from coordinator.codec import Malformed, json_value
@@ -115,8 +115,8 @@ class PreparedSettings:
     result_limit_bytes: int = 32 * 1024
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            assert getattr(self, name) > 0, f"{name} must be positive"
+        for each in fields(self):
+            assert getattr(self, each.name) > 0, f"{each.name} must be positive"
         assert self.lock_within_s < self.statement_within_s, "a statement may wait for a lock, and still has to end"
         assert self.statement_within_s < self.work_within_s, "an operation is some statements"
         assert self.statement_within_s < self.prune_every_s, "a marker's insert must not outlast a round"

@@ -19,7 +19,7 @@ from coordinator.config import NodeConfig, valid_name
 
 if TYPE_CHECKING:
     from participants.operations import Operations
-    from participants.postgres import PostgresManager
+    from participants.prepared import PreparedManager
     from participants.sqlite import SqliteManager
 
 _PATIENCE_S: Final = 10.0
@@ -57,11 +57,15 @@ def _check(arguments: argparse.Namespace) -> None:
         raise _Usage("sqlite needs --operations MODULE:NAME and --file FILE")
     if arguments.kind == "null" and (arguments.operations or arguments.file or arguments.schema):
         raise _Usage("null holds nothing: --operations, --file and --schema are for sqlite")
-    database = arguments.dsn or arguments.dsn_file or arguments.db_schema or arguments.accept_unsafe
-    if arguments.kind != "postgres" and database:
-        raise _Usage("--dsn, --dsn-file, --db-schema and --accept-unsafe are for postgres")
-    if arguments.kind == "postgres" and (arguments.file or arguments.schema or not arguments.operations):
-        raise _Usage("postgres needs --operations MODULE:NAME and its DSN; --file and --schema are for sqlite")
+    served = arguments.kind in ("postgres", "mariadb")
+    if not served and (arguments.dsn or arguments.dsn_file or arguments.accept_unsafe):
+        raise _Usage("--dsn, --dsn-file and --accept-unsafe are for postgres and mariadb")
+    if served and (arguments.file or arguments.schema or not arguments.operations):
+        raise _Usage(f"{arguments.kind} needs --operations MODULE:NAME and its DSN; --file and --schema are for sqlite")
+    if arguments.kind != "postgres" and arguments.db_schema:
+        raise _Usage("--db-schema is for postgres")
+    if arguments.kind != "mariadb" and arguments.leave_alone:
+        raise _Usage("--leave-alone is for mariadb")
 
 
 async def _participant(arguments: argparse.Namespace) -> int:
@@ -98,7 +102,7 @@ async def _participant(arguments: argparse.Namespace) -> int:
     if arguments.kind == "null":
         manager = NullManager()
     else:
-        manager = _sqlite(arguments) if arguments.kind == "sqlite" else _postgres(arguments)
+        manager = _sqlite(arguments) if arguments.kind == "sqlite" else _database(arguments)
     try:
         served = await start(manager, host=arguments.host, port=arguments.port, settings=settings)
     except SettingsError as error:
@@ -157,18 +161,19 @@ def _sqlite(arguments: argparse.Namespace) -> "SqliteManager":
     return SqliteManager(file, operations, schema=schema)
 
 
-def _postgres(arguments: argparse.Namespace) -> "PostgresManager":
+def _database(arguments: argparse.Namespace) -> "PreparedManager":
     from participants.arguments import read_dsn
-    from participants.postgres import PostgresManager, Unfit
+    from participants.mariadb import MariaDbManager
+    from participants.postgres import PostgresManager
+    from participants.prepared import Unfit
     from participants.settings import SettingsError
 
+    unsafe = arguments.accept_unsafe
     try:
-        return PostgresManager(
-            read_dsn(arguments.dsn, arguments.dsn_file),
-            _operations(arguments.operations),
-            schema=arguments.db_schema or "public",
-            accept_unsafe=arguments.accept_unsafe,
-        )
+        dsn, operations = read_dsn(arguments.dsn, arguments.dsn_file), _operations(arguments.operations)
+        if arguments.kind == "mariadb":
+            return MariaDbManager(dsn, operations, left_alone=arguments.leave_alone, accept_unsafe=unsafe)
+        return PostgresManager(dsn, operations, schema=arguments.db_schema or "public", accept_unsafe=unsafe)
     except (SettingsError, Unfit) as error:
         raise _Usage(str(error)) from error
     except OSError as error:
