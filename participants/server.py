@@ -12,7 +12,7 @@ were left in doubt, and this module translates between them and HTTP. Errors are
     400, 415, 417, 431 malformed (also what is no HTTP at all)
     401 unauthenticated    403 forbidden          404 not_found      405 method_not_allowed
     408 slow_body          413 too_large          415 unsupported_media_type
-    503 unavailable (nothing is known of this message: ask again)
+    503 unavailable (nothing is known of this message: ask again), too_many_connections (nothing was read)
 
 What to call:
 
@@ -49,7 +49,7 @@ from coordinator.codec import (
 )
 from coordinator.protocol.messages import Answer, Gid, Pending
 from participants.intake import Intake, Outcome
-from participants.listening import Site
+from participants.listening import Crowd, Site
 from participants.manager import BranchId, Envelope, ResourceManager, TellsWhatItKnows, Unavailable
 from participants.resolver import Resolver
 from participants.settings import ServerSettings, SettingsError, is_loopback
@@ -179,11 +179,16 @@ class Participant:
         # aiohttp waits so long twice: for requests that are whole, and then for all, bodies that never come included.
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=self._settings.stop_within_s / 2)
         await self._runner.setup()
-        await Site(self._runner, host, port, self._tls, _malformed).start()
+        await Site(self._runner, host, port, self._tls, _malformed, self._crowd()).start()
         self.port = self._runner.addresses[0][1]
         self.url = f"http{'' if self._tls is None else 's'}://{f'[{host}]' if ':' in host else host}:{self.port}"
         self._resolver.start(found, tls=trusted)
         self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
+
+    def _crowd(self) -> Crowd:
+        limit = self._settings.connections_limit
+        detail = f"{limit} callers are connected (connections_limit); nothing was done, try again"
+        return Crowd(self._settings, Problem(503, "too_many_connections", detail).response())
 
     def reload(self) -> None:
         """Shows the certificate that the files hold now. A wrong file changes nothing, and is told of in the log."""

@@ -32,10 +32,13 @@ class ServerSettings:
     ask_backoff_s, ask_backoff_cap_s: between two questions about one branch, doubling, jittered downwards by half.
     sweep_every_s: between two looks at what the manager has prepared, also by others or before anybody remembers.
     ask_within_s: of one question to one coordinator.
+    first_request_within_s: who connects must have sent the head of a request by then, or is cut off.
+    idle_within_s: a connection on which no other request comes is closed then; nodes let go of theirs after 30.
     body_within_s: a caller must have sent its body by then.
     stop_within_s: a stop waits so long for open requests; a batch that runs is always finished.
 
     Limits:
+    connections_limit: of callers; one more is told 503, and closed. A node has at most about a hundred.
     body_limit_bytes, batch_items_limit: of one request.
     working_limit: prepares that run or wait; above it a prepare is answered `Pending`.
     waiting_limit: messages of any kind that run or wait; above it commits and aborts are answered `Pending`.
@@ -59,9 +62,12 @@ class ServerSettings:
     ask_backoff_cap_s: float = 2.0
     sweep_every_s: float = 5.0
     ask_within_s: float = 1.0
+    first_request_within_s: float = 10.0
+    idle_within_s: float = 75.0
     body_within_s: float = 10.0
     stop_within_s: float = 5.0
 
+    connections_limit: int = 512
     body_limit_bytes: int = 32 * 1024 * 1024
     batch_items_limit: int = 1024
     working_limit: int = 2048

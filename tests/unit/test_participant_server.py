@@ -286,6 +286,68 @@ async def test_a_body_that_never_ends_is_given_up():
         await writer.wait_closed()
 
 
+async def dial(caller):
+    return await asyncio.open_connection("127.0.0.1", caller.participant.port)
+
+
+async def healthy(reader, writer):
+    """What `GET /healthz` brings on a connection that is kept; of one that is closed at once, its last words."""
+    try:
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(DEADLINE_S):
+            return await reader.readuntil(b"}")
+    except (ConnectionError, asyncio.IncompleteReadError):
+        return b""
+
+
+async def test_connections_are_bounded_and_who_is_connected_is_answered(caplog):
+    async with serving(connections_limit=2) as caller:
+        first, idler = await dial(caller), await dial(caller)
+        assert b" 200 OK" in await healthy(*first)
+        for _ in range(3):
+            reader, writer = await dial(caller)
+            async with asyncio.timeout(DEADLINE_S):
+                head, _, text = (await reader.read()).partition(b"\r\n\r\n")
+            writer.close()
+            lines = head.split(b"\r\n")
+            assert lines[0] == b"HTTP/1.1 503 Service Unavailable"
+            assert {b"Retry-After: 1", b"Content-Type: application/problem+json"} <= set(lines)
+            assert b"Content-Length: %d" % len(text) in lines
+            problem = json.loads(text)
+            assert (problem["status"], problem["code"]) == (503, "too_many_connections")
+        # However many are turned away, the log tells it once in a while.
+        assert [record.levelname for record in caplog.records if "turned away" in record.message] == ["WARNING"]
+        assert b" 200 OK" in await healthy(*first)
+        idler[1].close()
+        answer = b""
+        while b" 200 OK" not in answer:  # it notices in its own time that there is room
+            reader, writer = await dial(caller)
+            answer = await healthy(reader, writer)
+            writer.close()
+        first[1].close()
+
+
+@pytest.mark.parametrize("half", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: x\r\n"])
+async def test_who_sends_no_request_is_cut_off(half):
+    async with serving(first_request_within_s=0.05) as caller:
+        reader, writer = await dial(caller)
+        writer.write(half)
+        async with asyncio.timeout(DEADLINE_S):
+            assert await reader.read() == b""
+        writer.close()
+
+
+@pytest.mark.parametrize("half", [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n"])
+async def test_who_sends_no_other_request_is_cut_off(half):
+    async with serving(first_request_within_s=0.05, idle_within_s=0.3) as caller:
+        reader, writer = await dial(caller)
+        assert b" 200 OK" in await healthy(reader, writer)
+        writer.write(half)
+        async with asyncio.timeout(DEADLINE_S):
+            assert await reader.read() == b""
+        writer.close()
+
+
 async def test_a_body_that_breaks_off_or_is_badly_packed_is_malformed(monkeypatch, caplog):
     begun, ends = [0], []
     read = web.Request.read

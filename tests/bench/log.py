@@ -1,6 +1,6 @@
 """How fast a replicated log commits: three processes on loopback, 200-byte commands, nothing else running.
 
-    python -m tests.bench_log [--folder FOLDER] [--seconds 3] [--solo]
+    python -m tests.bench.log [--folder FOLDER] [--seconds 3] [--solo]
 
 The journals are in FOLDER, else where temporary files are: compare a disk with /dev/shm. `--solo` measures one node and
 one synced file instead: the unreplicated baseline. Prints commits per second, latency, and CPU time per commit.
