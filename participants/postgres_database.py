@@ -33,6 +33,7 @@ from participants.postgres_errors import (
     BUSY_OR_OFF,
     LOCK_TIMEOUT,
     NO_SUCH_NAME,
+    NO_SUCH_STATEMENT,
     NOT_NULL_VIOLATION,
     STATEMENT_TIMEOUT,
     TABLE,
@@ -217,6 +218,9 @@ class PostgresDatabase(PreparedDatabase):
             connection.terminate()
             raise Unavailable(f"the connection was lost while the branch was prepared: {_text(error)}") from error
         except asyncpg.PostgresError as error:
+            if error.sqlstate == NO_SUCH_STATEMENT:
+                connection.terminate()  # it lacks them from now on
+                raise Refuse("not_allowed: the operation deallocated statements that are not its own") from error
             raise self._why_not_prepared(error, message) from error
         if tag != wanted:
             # "Succeeds" with the tag ROLLBACK where there was nothing to prepare.
@@ -239,7 +243,7 @@ class PostgresDatabase(PreparedDatabase):
                     value = await value
             result = None if value is None else json_bytes(value).decode()
             branch.end()
-            if self._has_ended(connection, session, about):
+            if await self._has_ended(connection, session, about):
                 raise Refuse("transaction_ended: the operation ended the transaction that it was given")
             wrote = branch.wrote or bool(
                 await connection.fetchval(
@@ -258,10 +262,10 @@ class PostgresDatabase(PreparedDatabase):
             connection.terminate()
             raise Refuse("connection_lost", retryable=True) from error
         except Refuse:
-            self._has_ended(connection, session_name(branch.gid, branch.branch), about)
+            await self._has_ended(connection, session_name(branch.gid, branch.branch), about)
             raise
         except (Exception, SystemExit) as error:  # whatever an operation does, it only loses its vote
-            self._has_ended(connection, session_name(branch.gid, branch.branch), about)
+            await self._has_ended(connection, session_name(branch.gid, branch.branch), about)
             reason, retryable = refusal_of(error, about)
             raise Refuse(reason, retryable=retryable) from error
         finally:
@@ -270,12 +274,21 @@ class PostgresDatabase(PreparedDatabase):
             raise Refuse(f"result_too_large: {len(result)} bytes, at most {self._settings.result_limit_bytes}")
         return result, wrote
 
-    def _has_ended(self, connection: Any, session: str, about: str) -> bool:
+    async def _has_ended(self, connection: Any, session: str, about: str) -> bool:
         """Has the operation ended its branch's transaction? Then part of it may be committed, for good."""
         if connection.is_closed():
             return True
-        if connection.is_in_transaction() and connection.get_settings().application_name == session:
-            return False
+        if connection.is_in_transaction():
+            if connection.get_settings().application_name == session:
+                return False
+            try:
+                await connection.execute("SELECT 1", timeout=self._timeout_s)
+            except asyncpg.InFailedSQLTransactionError:
+                return False  # an error takes back what was set, too; nothing can be committed any more
+            except (*LOST, asyncpg.PostgresError) as error:
+                _log.info("a connection was lost with the operation of %s: %s", about, _text(error))
+                connection.terminate()
+                return True
         connection.terminate()
         _log.error(
             "ALARM: the operation of %s ended the transaction that it was given; what it did before may be committed, "

@@ -17,6 +17,8 @@ NOT_NULL_VIOLATION: Final = "23502"
 LOCK_TIMEOUT: Final = "55P03"
 STATEMENT_TIMEOUT: Final = "57014"
 
+NO_SUCH_STATEMENT: Final = "26000"
+
 TABLE: Final = "outlast_branches"
 
 _REASONS: Final[Mapping[str, tuple[str, bool]]] = {

@@ -44,6 +44,8 @@ class PostgresServer(DatabaseServer):
 
     def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None) -> None:
         super().__init__(folder)
+        self.databases: set[str] = set()
+        """Created here."""
         self.settings = {**SETTINGS, **(settings or {})}
         if len(str(self.folder)) > SOCKET_PATH_LIMIT - len("/.s.PGSQL.5432"):
             raise ProcessTrouble(f"{self.folder} is too long for the path of a socket; use a shorter one")
@@ -86,6 +88,7 @@ class PostgresServer(DatabaseServer):
         if re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", name) is None:
             raise ProcessTrouble(f"{name!r} is no name for a database here: lower-case letters, digits, underscores")
         await self.single(f"CREATE DATABASE {name}")
+        self.databases.add(name)
         return self.dsn(name)
 
     async def single(self, statement: str) -> None:
