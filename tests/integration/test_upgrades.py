@@ -14,6 +14,7 @@ from tests.integration.world import eventually
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
+NOT_YET = (503, "not_before_upgrade")
 HELD = "[compatibility]\nhighest_level = 1\n"
 
 
@@ -43,6 +44,14 @@ class HeldWorld(ShopWorld):
             return 0, {}
         return status["level"], {row["id"]: row["understands"] for row in status["nodes"]}
 
+    async def begin(self) -> tuple[int, str]:
+        """Ask each node for what needs level 2; status and code, on which all agree."""
+        answers = [await self.post(f"{url}/v1/transactions/begin", {"timeout_s": 5}) for url in self.cluster.urls]
+        (found,) = {(answer.status, answer.body.get("code", "")) for answer in answers}
+        if found == NOT_YET:
+            assert all("announces level 1" in answer.body["detail"] for answer in answers), answers
+        return found
+
     async def at_level(self, level: int, understood: dict[str, int]) -> None:
         """Return once the cluster works at this level, and its leader knows this of the nodes."""
 
@@ -57,12 +66,15 @@ async def test_a_cluster_is_upgraded_node_by_node_under_load(tmp_path: Path) -> 
         first, second, last = world.cluster.nodes
         async with world.load(sdk=True):
             await world.told(30)
+            assert await world.begin() == NOT_YET
             for upgraded in ([first], [first, second]):
                 await world.let_go(upgraded[-1])
                 await world.at_level(1, {node: NEWEST if node in upgraded else 1 for node in world.cluster.nodes})
+                assert await world.begin() == NOT_YET
                 await world.told(30)
             await world.let_go(last)
             await world.at_level(NEWEST, dict.fromkeys(world.cluster.nodes, NEWEST))
+            assert await world.begin() == (200, "")
             await world.told(30)
             # It is in the log, and in snapshots: who comes back knows it before he hears of a leader.
             await world.kill_at_once(world.cluster.nodes)
