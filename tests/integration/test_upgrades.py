@@ -3,6 +3,8 @@
 The older software is today's, held at level 1: it announces no more, and writes no more than that.
 """
 
+import asyncio
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,18 @@ import pytest
 from cluster.local import LocalCluster
 from coordinator.levels import NEWEST
 from tests.integration.shop_world import ShopWorld
-from tests.integration.world import eventually
+from tests.integration.world import PATIENCE_S, eventually
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
+
+OLDER = """
+import sys
+from coordinator import levels
+levels.NEWEST = 1
+from coordinator.__main__ import main
+sys.exit(main(["--config", sys.argv[1]]))
+"""
+"""A node that knows levels, and understands no more than the first."""
 
 NOT_YET = (503, "not_before_upgrade")
 HELD = "[compatibility]\nhighest_level = 1\n"
@@ -43,6 +54,20 @@ class HeldWorld(ShopWorld):
         if status is None:
             return 0, {}
         return status["level"], {row["id"]: row["understands"] for row in status["nodes"]}
+
+    async def run(self, *arguments: object) -> tuple[int | None, str]:
+        """Run Python until it ends: its status, and what it said."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", *map(str, arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                said, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        return process.returncode, said.decode()
 
     async def begin(self) -> tuple[int, str]:
         """Ask each node for what needs level 2; status and code, on which all agree."""
@@ -82,4 +107,29 @@ async def test_a_cluster_is_upgraded_node_by_node_under_load(tmp_path: Path) -> 
                 await world.cluster.start_node(node)
             await world.at_level(NEWEST, dict.fromkeys(world.cluster.nodes, NEWEST))
             await world.told(30)
+        await world.verify()
+
+
+async def test_software_that_is_too_old_stops_and_harms_nothing(tmp_path: Path) -> None:
+    async with HeldWorld(tmp_path, seed=22) as world:
+        first, *others = world.cluster.nodes
+        async with world.load(sdk=True):
+            await world.let_go(first)
+            status, said = await world.run("-m", "cluster.cli", "status", "--data", world.cluster.data)
+            assert status == 0, said
+            assert f"works at level 1; {first} understands {NEWEST}" in said, "people see that nodes differ"
+            for node in others:
+                await world.let_go(node)
+            await world.at_level(NEWEST, dict.fromkeys(world.cluster.nodes, NEWEST))
+            log = world.cluster.data / first / "data" / "log"
+            assert await world.cluster.stop_node(first), "it had to be killed"
+            kept = sorted(log.glob("*.snapshot"))
+            status, said = await world.run("-c", OLDER, world.cluster.data / first / "node.toml")
+            assert status == 1, said
+            assert "this cluster works at level 2, and this software understands level 1: install" in said
+            assert "Traceback" not in said
+            assert sorted(log.glob("*.snapshot*")) == kept
+            await world.told(20)
+            await world.cluster.start_node(first)
+            await world.ready(first)
         await world.verify()

@@ -338,7 +338,7 @@ async def test_an_operator_holds_the_level(monkeypatch):
 
 @pytest.mark.parametrize("understand", MIXED)
 async def test_a_leader_that_raises_too_early_is_found_out(understand, monkeypatch):
-    monkeypatch.setattr("coordinator.node.Driver", RaisesAtOnce)
+    monkeypatch.setattr("coordinator.node.Node._driver_type", RaisesAtOnce)
     assert await raised_too_early(understand, monkeypatch)
 
 
