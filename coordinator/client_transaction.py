@@ -33,6 +33,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar, runtime_checkable
 
+from coordinator.client_adapters import source_of
 from coordinator.client_results import (
     ClientError,
     Conflict,
@@ -189,9 +190,8 @@ class ApplicationTransaction:
             if error.code != "not_active":
                 raise
             raise TransactionAborted(await self._client.get(self.gid)) from error
-        if not isinstance(source, Enlistable):
-            raise TypeError(f"{type(source).__qualname__} cannot be enlisted: it has no `outlast_begin`")
-        opened = await source.outlast_begin(self.gid, name)
+        known: Enlistable = source if isinstance(source, Enlistable) else source_of(source)
+        opened = await known.outlast_begin(self.gid, name)
         if self._left:
             await opened.close()
             raise RuntimeError(f"{self.gid} was left while branch {name} was being opened")

@@ -125,6 +125,7 @@ def test_it_loads_nothing_of_a_node() -> None:
     assert set(ours) == {
         "coordinator",
         "coordinator.client",
+        "coordinator.client_adapters",
         "coordinator.client_results",
         "coordinator.client_transaction",
         "coordinator.protocol",
