@@ -10,11 +10,14 @@ transaction's gid and the order's id (`order_id` may be given to all three; it i
 cent lost.
 
 Two orders for the same SKU, or the same account, cannot be prepared at the same time: the second is refused as locked,
-and succeeds when it is tried again a moment later.
+and succeeds when it is tried again a moment later; on a database server it waits for a while first.
 
     python -m participants.shop seed --data DIR
     python -m participants.shop inventory --data DIR --port 7411 --coordinator http://127.0.0.1:7401
     python -m participants.shop audit --data DIR
+
+The databases are SQLite files in the folder, unless a file there (`inventory.dsn`) says that one is on a server: see
+`places`, and `on_server` for the operations there.
 """
 
 from participants.shop import inventory, orders, payments

@@ -16,8 +16,11 @@ import apsw
 
 from participants.records import Records
 from participants.shop import inventory, orders, payments
+from participants.shop.on_server import kind_of, wait_for
+from participants.shop.places import dsn_of
 
 _BUSY_MS: Final = 5000
+_FILES: Final = {"inventory": inventory.DATABASE, "payments": payments.DATABASE, "orders": orders.DATABASE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +68,8 @@ class _Look:
 def audit(data_dir: str | os.PathLike[str]) -> Report:
     """Compares the databases in `data_dir`; those of a stopped or a running shop.
 
-    Raises `FileNotFoundError` when one of them is missing, and `apsw.Error` when one cannot be read.
+    Raises `FileNotFoundError` when one of them is missing, and `apsw.Error`, or what a server's driver raises, when one
+    cannot be read.
     """
     folder = Path(data_dir)
     first = _look(folder)
@@ -96,23 +100,25 @@ def audit(data_dir: str | os.PathLike[str]) -> Report:
 
 def order_ids(data_dir: str | os.PathLike[str]) -> dict[str, str]:
     """The gid of every order that was placed, by order id. Raises what `audit` raises."""
-    _, (rows,) = _read(Path(data_dir) / orders.DATABASE, "SELECT order_id, gid FROM purchase")
+    _, (rows,) = _read(Path(data_dir), "orders", "SELECT order_id, gid FROM purchase")
     return dict(rows)
 
 
 def _look(folder: Path) -> _Look:
     doubt, (stock, reservations) = _read(
-        folder / inventory.DATABASE,
+        folder,
+        "inventory",
         "SELECT sku, initial, available FROM stock",
         "SELECT order_id, gid, sku, quantity FROM reservation",
     )
     doubt2, (accounts, charges) = _read(
-        folder / payments.DATABASE,
+        folder,
+        "payments",
         "SELECT account, initial_cents, balance_cents FROM account",
         "SELECT order_id, gid, account, amount_cents FROM charge",
     )
     doubt3, (purchases,) = _read(
-        folder / orders.DATABASE, "SELECT order_id, gid, account, sku, quantity, amount_cents FROM purchase"
+        folder, "orders", "SELECT order_id, gid, account, sku, quantity, amount_cents FROM purchase"
     )
     return _Look(
         stock=stock,
@@ -124,8 +130,16 @@ def _look(folder: Path) -> _Look:
     )
 
 
-def _read(path: Path, *queries: str) -> tuple[list[str], list[list[Any]]]:
+def _read(folder: Path, service: str, *queries: str) -> tuple[list[str], list[list[Any]]]:
     """The gids in doubt, and the rows of each query, all of one instant of one database."""
+    dsn = dsn_of(folder, service)
+    if dsn is not None:
+        doubt, rows = wait_for(kind_of(dsn).read(dsn, queries))
+        return doubt, list(rows)
+    return _read_file(folder / _FILES[service], *queries)
+
+
+def _read_file(path: Path, *queries: str) -> tuple[list[str], list[list[Any]]]:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: there is no shop, or it was never started")
     # Not read-only: after a crash, whoever opens the database first recovers its write-ahead log.

@@ -4,7 +4,10 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
+from participants.manager import ResourceManager
 from participants.operations import Operations, Refuse
+from participants.shop.on_server import fill_at, kind_of
+from participants.shop.places import dsn_of
 from participants.shop.storage import database, fill, order_of, refuse_unless_positive
 from participants.sqlite import SqliteBranch, SqliteManager
 
@@ -39,12 +42,17 @@ def reserve(branch: SqliteBranch, sku: str, quantity: int, order_id: str | None 
     return {"available": available - quantity}
 
 
-def manager(data_dir: str | os.PathLike[str]) -> SqliteManager:
+def manager(data_dir: str | os.PathLike[str]) -> ResourceManager:
     """The resource manager of the stock in `data_dir`."""
+    if (dsn := dsn_of(data_dir, "inventory")) is not None:
+        return kind_of(dsn).manager("inventory", dsn)
     return SqliteManager(database(data_dir, DATABASE), operations, schema=SCHEMA)
 
 
 def seed(data_dir: str | os.PathLike[str], stock: Mapping[str, int]) -> None:
     """Puts pieces of new SKUs into stock; those that are there already stay as they are."""
     rows = [(sku, quantity, quantity) for sku, quantity in stock.items()]
-    fill(database(data_dir, DATABASE), SCHEMA, "INSERT INTO stock VALUES (?, ?, ?) ON CONFLICT DO NOTHING", rows)
+    if (dsn := dsn_of(data_dir, "inventory")) is not None:
+        fill_at(dsn, "inventory", "stock", rows)
+    else:
+        fill(database(data_dir, DATABASE), SCHEMA, "INSERT INTO stock VALUES (?, ?, ?) ON CONFLICT DO NOTHING", rows)

@@ -3,7 +3,10 @@
 import os
 from typing import Final
 
+from participants.manager import ResourceManager
 from participants.operations import Operations
+from participants.shop.on_server import fill_at, kind_of
+from participants.shop.places import dsn_of
 from participants.shop.storage import database, fill, order_of, refuse_unless_positive
 from participants.sqlite import SqliteBranch, SqliteManager
 
@@ -32,11 +35,16 @@ def place(
     return {"order_id": order}
 
 
-def manager(data_dir: str | os.PathLike[str]) -> SqliteManager:
+def manager(data_dir: str | os.PathLike[str]) -> ResourceManager:
     """The resource manager of the orders in `data_dir`."""
+    if (dsn := dsn_of(data_dir, "orders")) is not None:
+        return kind_of(dsn).manager("orders", dsn)
     return SqliteManager(database(data_dir, DATABASE), operations, schema=SCHEMA)
 
 
 def seed(data_dir: str | os.PathLike[str]) -> None:
     """Creates the table: a shop begins without orders."""
-    fill(database(data_dir, DATABASE), SCHEMA, "SELECT 1", ())
+    if (dsn := dsn_of(data_dir, "orders")) is not None:
+        fill_at(dsn, "orders", "purchase", ())
+    else:
+        fill(database(data_dir, DATABASE), SCHEMA, "SELECT 1", ())

@@ -4,7 +4,10 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
+from participants.manager import ResourceManager
 from participants.operations import Operations, Refuse
+from participants.shop.on_server import fill_at, kind_of
+from participants.shop.places import dsn_of
 from participants.shop.storage import database, fill, order_of, refuse_unless_positive
 from participants.sqlite import SqliteBranch, SqliteManager
 
@@ -40,12 +43,17 @@ def charge(branch: SqliteBranch, account: str, amount_cents: int, order_id: str 
     return {"balance_cents": left_cents}
 
 
-def manager(data_dir: str | os.PathLike[str]) -> SqliteManager:
+def manager(data_dir: str | os.PathLike[str]) -> ResourceManager:
     """The resource manager of the accounts in `data_dir`."""
+    if (dsn := dsn_of(data_dir, "payments")) is not None:
+        return kind_of(dsn).manager("payments", dsn)
     return SqliteManager(database(data_dir, DATABASE), operations, schema=SCHEMA)
 
 
 def seed(data_dir: str | os.PathLike[str], balances_cents: Mapping[str, int]) -> None:
     """Opens new accounts; those that are there already stay as they are."""
     rows = [(account, cents, cents) for account, cents in balances_cents.items()]
-    fill(database(data_dir, DATABASE), SCHEMA, "INSERT INTO account VALUES (?, ?, ?) ON CONFLICT DO NOTHING", rows)
+    if (dsn := dsn_of(data_dir, "payments")) is not None:
+        fill_at(dsn, "payments", "account", rows)
+    else:
+        fill(database(data_dir, DATABASE), SCHEMA, "INSERT INTO account VALUES (?, ?, ?) ON CONFLICT DO NOTHING", rows)

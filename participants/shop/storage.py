@@ -41,11 +41,16 @@ def refuse_unless_positive(**amounts: int) -> None:
             raise Refuse(f"bad_arguments: {name} must be positive and below 2**53")
 
 
+def refuse_unless_an_id(order: str) -> None:
+    """Raises `Refuse` for what is too short or too long to be an order's id, or that no database would store."""
+    if not 0 < len(order) <= 128 or "\0" in order:
+        raise Refuse("bad_arguments: order_id must have 1 to 128 characters")
+
+
 def order_of(branch: SqliteBranch, table: str, order_id: str | None) -> str:
     """The order's id, its transaction's gid if it has none. Raises `Refuse` if `table` has it already."""
     order = order_id if order_id is not None else branch.gid
-    if not 0 < len(order) <= 128:
-        raise Refuse("bad_arguments: order_id must have 1 to 128 characters")
+    refuse_unless_an_id(order)
     if branch.one(f"SELECT 1 FROM {table} WHERE order_id = ?", (order,)) is not None:  # noqa: S608  # a constant word
         raise Refuse("duplicate_order")
     return order

@@ -26,7 +26,7 @@ def postgres() -> Iterator[PostgresServer]:
 @pytest.fixture
 async def dsn(postgres: PostgresServer) -> str:
     """A database with nothing in it: always the same one, because making one for each test takes its time."""
-    if not postgres.databases:
+    if _DATABASE not in postgres.databases:
         await postgres.create_database(_DATABASE)
     connection = await asyncpg.connect(postgres.dsn(_DATABASE))
     try:
