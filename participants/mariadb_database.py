@@ -409,6 +409,7 @@ class MariaDbDatabase(PreparedDatabase):
     async def _finish_pinned(self, verb: str, key: BranchId, pin: _Pin) -> bool:
         """False: the connection was lost, and nothing is known."""
         if pin.session.closed:
+            pin.session.close()
             return False
         try:
             await pin.session.script(f"{verb} {pin.xid.sql}")

@@ -86,8 +86,8 @@ class Session:
 
     @property
     def closed(self) -> bool:
-        """Whether it is of no more use."""
-        return not self._connection.connected
+        """Whether it is of no more use, as far as that shows without asking: the server may have ended it, too."""
+        return not self._connection.connected or bool(self._connection._stream_broken)  # noqa: SLF001  # as its own pool
 
     async def run(self, sql: str, parameters: Parameters = ()) -> tuple[int, int, Sequence[tuple[Any, ...]] | None]:
         """Runs one statement: rows changed, last id given out, and rows, None for a statement that has none."""
@@ -204,6 +204,7 @@ class Pool:
                 session = self._free.pop()
                 if not session.closed:
                     return session
+                session.close()
             return await self._dial()
         except BaseException:
             self._room.release()
