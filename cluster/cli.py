@@ -164,14 +164,24 @@ def _add_cluster_commands(commands: "_Commands[argparse.ArgumentParser]") -> Non
         "local:start",
         "start a killed process again, on its data; returns once it listens",
         "outlast start n2",
+        "outlast start n2 --rejoin    its data is lost",
     )
     start.add_argument("name", metavar="NAME", help="a node or service")
+    _rejoin(start)
     _data(start)
     _json(start)
 
     down = _command(commands, "down", "local:down", "stop the local cluster; its data stays", "outlast down")
     _data(down)
     _json(down)
+
+
+def _rejoin(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--rejoin",
+        action="store_true",
+        help="a node whose disk is lost: come back empty, and be caught up",
+    )
 
 
 def _add_serving_commands(commands: "_Commands[argparse.ArgumentParser]") -> None:
@@ -181,8 +191,10 @@ def _add_serving_commands(commands: "_Commands[argparse.ArgumentParser]") -> Non
         "serve:node",
         "run one node until SIGTERM",
         "outlast node --config n1.toml",
+        "outlast node --config n1.toml --rejoin    its disk is lost",
     )
     node.add_argument("--config", type=Path, required=True, metavar="FILE", help="the node's TOML file")
+    _rejoin(node)
 
     participant = _command(
         commands,

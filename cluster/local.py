@@ -41,6 +41,12 @@ __all__ = [
 LEADER_S: Final = 30.0
 """Until a cluster without a leader counts as one that will have none. An election takes about a second."""
 
+ADMITTED_S: Final = 10.0
+"""Until it is no longer waited for what others say to a node that comes empty: they may not run."""
+
+_LAST_WORD: Final = " CRITICAL coordinator: "
+"""Before what a node says when it cannot go on."""
+
 _LOOK_S: Final = 0.02
 _STATUS_S: Final = 1.0
 
@@ -325,21 +331,45 @@ class LocalCluster:
 
     # -------------------------------------------------------------------------------------------- one node
 
-    async def start_node(self, node: str) -> None:
+    async def start_node(self, node: str, *, rejoin: bool = False) -> None:
         """Start a node that is not running, on its data; on return its API listens, majority or not.
+
+        rejoin: its data is lost, and it comes back empty. A node that starts empty has then heard, unless it is alone,
+        whether it may: the others refuse one that they know, and that was not told to rejoin.
 
         Raises `KeyError`, and `ProcessTrouble` when it runs, a port is in use, or it ends.
         """
         process = self.process(node)
+        is_empty = len(self.nodes) > 1 and not any((self._configs[node].data / "log").glob("*.segment"))
         async with locked(self.data):
             self.refresh()
             if not process.alive:
                 me = self._configs[node].me
                 for address in (me.api, me.raft):
                     require_free(split_address(address, "address")[1], node)
-            process.spawn()
+            process.spawn(*(["--rejoin"] if rejoin else []))
             self._save()
         await self._ready(node)
+        if rejoin or is_empty:
+            await self._admitted(node, rejoin=rejoin)
+
+    async def _admitted(self, node: str, *, rejoin: bool) -> None:
+        """Return when a node that was started empty will stay, or nobody is there to say. Raises `ProcessTrouble`."""
+        process = self.process(node)
+        deadline_s = time.monotonic() + ADMITTED_S
+        async with self.caller() as caller:
+            while time.monotonic() < deadline_s:
+                if not process.alive:
+                    lines = [line.partition(_LAST_WORD)[2] for line in process.log_tail(20).splitlines()]
+                    why = next((line for line in reversed(lines) if line), process.log_tail(1))
+                    raise ProcessTrouble(f"{node} has ended: {why}")
+                answer = await self._status(caller, node, _STATUS_S)
+                role = None if answer is None else answer.get("role")
+                if role == "joining" and rejoin:
+                    return
+                if answer is not None and role != "joining" and answer.get("ready"):
+                    return
+                await asyncio.sleep(_LOOK_S)
 
     async def _ready(self, node: str) -> None:
         await listening(self.process(node), f"{self.url(node)}/healthz", within_s=READY_S, ca=self.ca)

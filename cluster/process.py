@@ -145,15 +145,15 @@ class Process:
         if identity != self._identity and not self.alive:
             self._identity = identity
 
-    def spawn(self) -> Identity:
-        """Start it. Raises `ProcessTrouble` when it runs already or cannot be started."""
+    def spawn(self, *more: str) -> Identity:
+        """Start it, with `more` arguments this once. Raises `ProcessTrouble` when it runs or cannot be started."""
         if self.alive:
             raise ProcessTrouble(f"{self.name} is already running (pid {self.pid})")
         # -P: the folder that the user happens to be in must not shadow our packages.
         command = [sys.executable, "-P", "-m"]
         if self._tether is not None:
             command += ["cluster.tether", f"{self._tether.pid}:{self._tether.started}"]
-        command += [self.program.module, *self.program.arguments]
+        command += [self.program.module, *self.program.arguments, *more]
         self.program.log.parent.mkdir(parents=True, exist_ok=True)
         with self.program.log.open("ab") as log:
             try:

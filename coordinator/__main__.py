@@ -25,19 +25,20 @@ from coordinator.tls import Tls, identifier
 _log = logging.getLogger("coordinator")
 
 
-def run(config: NodeConfig) -> int:
+def run(config: NodeConfig, *, rejoin: bool = False) -> int:
     """Run the node until SIGTERM or SIGINT. Exit status: 0 after a graceful stop, 1 when it could not go on.
 
-    Raises `ConfigError` when a certificate or key will not do. SIGHUP reads them anew.
+    rejoin: its disk is lost, and it comes back empty. Raises `ConfigError` when a certificate or key will not do.
+    SIGHUP reads them anew.
     """
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
     limits = replace(config.limits, max_connections=make_room(config.limits.max_connections))
-    return uvloop.run(_serve(replace(config, limits=limits), Tls.load(config)))
+    return uvloop.run(_serve(replace(config, limits=limits), Tls.load(config), rejoin=rejoin))
 
 
-async def _serve(config: NodeConfig, tls: Tls) -> int:
+async def _serve(config: NodeConfig, tls: Tls, *, rejoin: bool) -> int:
     over = asyncio.Event()
     fatal: list[BaseException] = []
 
@@ -51,8 +52,11 @@ async def _serve(config: NodeConfig, tls: Tls) -> int:
         loop.add_signal_handler(number, stop)
     if config.tls is not None or tls.participants is not None:
         loop.add_signal_handler(signal.SIGHUP, _reload, tls)
+    if rejoin and len(config.nodes) == 1:
+        _log.critical("node %s cannot start: --rejoin is for one of several, and there is no other", config.node)
+        return 1
     config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    node = Node(config, _make_log(config, stop, tls), SystemClock(), tls=tls)
+    node = Node(config, _make_log(config, stop, tls, rejoin=rejoin), SystemClock(), tls=tls)
     try:
         await node.start()
     except (OSError, CannotStart) as error:
@@ -79,7 +83,7 @@ def _reload(tls: Tls) -> None:
         _log.info("certificates and keys are read anew")
 
 
-def _make_log(config: NodeConfig, on_fatal: OnFatal, tls: Tls) -> ReplicatedLog:
+def _make_log(config: NodeConfig, on_fatal: OnFatal, tls: Tls, *, rejoin: bool) -> ReplicatedLog:
     """Raft among several nodes; one node alone has a durable log and nobody to take over from it."""
     folder = config.data / "log"
     if len(config.nodes) == 1:
@@ -112,6 +116,7 @@ def _make_log(config: NodeConfig, on_fatal: OnFatal, tls: Tls) -> ReplicatedLog:
         ),
         on_fatal=on_fatal,
         understands=config.compatibility.announced,
+        rejoin=rejoin,
     )
 
 
@@ -119,8 +124,10 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line of `python -m coordinator`."""
     parser = argparse.ArgumentParser(prog="python -m coordinator", description="Run one node of an Outlast cluster.")
     parser.add_argument("--config", type=Path, required=True, help="the node's TOML file")
+    parser.add_argument("--rejoin", action="store_true", help="its disk is lost: come back empty, and join again")
+    parsed = parser.parse_args(arguments)
     try:
-        return run(NodeConfig.load(parser.parse_args(arguments).config))
+        return run(NodeConfig.load(parsed.config), rejoin=parsed.rejoin)
     except ConfigError as error:
         print(f"outlast: {error}", file=sys.stderr)
         return 2

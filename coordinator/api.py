@@ -353,10 +353,12 @@ class Api:
         leadership = self._log.leadership()
         reachable = self._log.reachable()
         understands = self._log.understands()
+        joining = self._log.joining()
+        trouble = self._log.trouble
         nodes = []
         for peer in self._config.nodes:
             mine = peer.id == self._config.node
-            role = "leader" if peer.id == leadership.leader else "follower"
+            role = "joining" if peer.id in joining else "leader" if peer.id == leadership.leader else "follower"
             nodes.append(
                 {
                     "id": peer.id,
@@ -364,19 +366,21 @@ class Api:
                     "role": role,
                     "reachable": mine or peer.id in reachable,
                     "understands": understands.get(peer.id),
+                    "trouble": trouble if mine else None,
                 }
             )
         return answer(
             {
                 "cluster": self._config.cluster,
                 "node": self._config.node,
-                "role": "leader" if leadership.is_leader else "follower",
+                "role": next(row["role"] for row in nodes if row["id"] == self._config.node),
                 "leader": leadership.leader,
                 "epoch": self._ledger.epoch,
                 "level": self._ledger.level,
                 "ready": self._is_ready(),
                 "nodes": nodes,
                 "in_flight": self._driver.in_flight,
+                "trouble": trouble,
             }
         )
 
@@ -384,6 +388,8 @@ class Api:
         leadership = self._log.leadership()
         if leadership.is_leader:
             return self._driver.leading
+        if self._config.node in self._log.joining():
+            return False
         return leadership.leader is not None and self._ledger.epoch == leadership.term
 
     async def _healthz(self, _request: web.Request) -> web.Response:

@@ -194,6 +194,7 @@ async def _status(arguments: argparse.Namespace) -> int:
                 "epoch": None if answer is None else answer.get("epoch"),
                 "in_flight": None if answer is None else answer.get("in_flight"),
                 "understands": None if answer is None else _understands(answer),
+                "trouble": None if answer is None else answer.get("trouble"),
             }
         )
     services = [
@@ -215,6 +216,7 @@ async def _status(arguments: argparse.Namespace) -> int:
         for row in rows:
             role = row["role"] or ("does not answer" if row["state"] == "running" else "")
             detail = f"epoch {row['epoch']}, {row['in_flight']} in flight" if row["role"] else ""
+            detail += f"; {row['trouble']}" if row["trouble"] else ""
             print(f"  {row['id']:<12}{row['url']:<24}{_state(row):<22} {role:<10}{detail}".rstrip())
         for row in services:
             print(f"  {row['id']:<12}{row['url']:<24}{_state(row)}")
@@ -308,16 +310,20 @@ async def _start(arguments: argparse.Namespace) -> int:
     cluster = LocalCluster.open(arguments.data)
     name: str = arguments.name
     if name in cluster.services:
+        if arguments.rejoin:
+            raise ProcessTrouble(f"--rejoin is for nodes, and {name} is a service")
         await cluster.start_service(name)
         url, pid = cluster.services[name].url, cluster.services[name].pid
     else:
         process = _node(cluster, name)
-        await cluster.start_node(name)
+        await cluster.start_node(name, rejoin=arguments.rejoin)
         url, pid = cluster.url(name), process.pid
     if arguments.json:
         print_json({"id": name, "url": url, "pid": pid})
     else:
         print(f"{name} listens at {url} (pid {pid})")
+        if arguments.rejoin:
+            print("it counts again once the others have caught it up: see `outlast status`")
     return OK
 
 

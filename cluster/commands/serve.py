@@ -33,7 +33,7 @@ def node(arguments: argparse.Namespace) -> int:
     """Run one node."""
     from coordinator.__main__ import run
 
-    return run(NodeConfig.load(arguments.config))
+    return run(NodeConfig.load(arguments.config), rejoin=arguments.rejoin)
 
 
 def participant(arguments: argparse.Namespace) -> int:

@@ -109,6 +109,15 @@ class ReplicatedLog(Protocol):
         """
         ...
 
+    def joining(self) -> frozenset[str]:
+        """Ids of the nodes that came without a log and do not count yet, as far as this one knows; its own as well."""
+        ...
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps this node from taking part, such as a full disk, for people; None: nothing does."""
+        ...
+
     async def transfer(self) -> bool:
         """Hand leadership over, if this node leads: True once another node leads, False if it could not be done."""
         ...

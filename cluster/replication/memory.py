@@ -89,6 +89,15 @@ class MemoryLog:
         """What this node understands; there is no other."""
         return {self._node: self._understands}
 
+    def joining(self) -> frozenset[str]:
+        """Nobody."""
+        return frozenset()
+
+    @property
+    def trouble(self) -> str | None:
+        """None."""
+        return None
+
     async def transfer(self) -> bool:
         """False: there is nobody to hand over to."""
         return False

@@ -25,6 +25,9 @@ first.
 
 **Whoever loses leadership** answers its open proposals at the end of the same turn: by then all that is known to be
 committed has been applied, and what never entered the log has been refused; nobody knows about the rest.
+
+**A node that came without a log** takes no part in elections and counts for nothing until it has joined
+(`standing.py`).
 """
 
 import asyncio
@@ -32,8 +35,9 @@ import logging
 import math
 import operator
 import queue
+import secrets
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -46,21 +50,25 @@ from cluster.replication.catch_up import CatchUp
 from cluster.replication.clock import Clock, SystemClock
 from cluster.replication.disk import NO_ROOM
 from cluster.replication.guard import Guard, Message
-from cluster.replication.holdback import HoldBack
+from cluster.replication.holdback import ACKNOWLEDGEMENT, HoldBack
 from cluster.replication.journal import JournalHandlers
 from cluster.replication.log import CannotStart, Leadership, NotProposed, OnFatal, ProposalUnknown, StateMachine
 from cluster.replication.prevote import PreVote
 from cluster.replication.raft_journal import JournalFactory, RaftJournal
 from cluster.replication.settings import RaftSettings
 from cluster.replication.snapshot import NOTHING_COMMAND, Snapshot, Snapshots, recover
+from cluster.replication.standing import NONCE_BYTES, Marker, Standing, StandingRefused, at_start, store
 from cluster.replication.transport import Handlers, Transport
 
 _log = logging.getLogger(__name__)
 
 _REGULAR: Final = 0
 _NO_OP: Final = 1
+_JOINED: Final = 4
+"""Beyond those of pysyncobj, none of which but the first two we use. Older software passes over it."""
 
 _OF_LEADERS: Final = frozenset({"append_entries", "snapshot_piece"})
+_OF_VOTERS: Final = frozenset({"request_vote", "timeout_now"})
 _POLLS: Final = frozenset({"pre_vote", "pre_vote_answer"})
 
 _READS_BEFORE_A_LATE_TURN = 2
@@ -161,8 +169,13 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         guard: Guard,
         apply: Callable[[bytes], object],
         settings: RaftSettings,
+        standing: Standing,
+        joined: Callable[[str, bytes], None],
     ) -> None:
         self._journal = journal
+        self._wire = transport
+        self._standing = standing
+        self._joined = joined
         self._guard = guard
         self._apply = apply
         self._settings = settings
@@ -172,12 +185,14 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         self._idle = False
         self._heard_s = -math.inf
         """When a leader last spoke."""
+        self._patient_until_s: float | None = None
+        """With much to apply, it leaves it to others to campaign until then; None: it has not come to that."""
         self._prevote = PreVote(nodes=len(peers) + 1, poll_s=settings.poll_s)
         self.applied_bytes = 0
         """Of commands, since somebody set it to 0."""
         self._by_majority = 0
         """Up to here this leader has found that a majority holds its log durably."""
-        self.held = self._hold_back_type(journal=journal, term=lambda: self.term, send=transport.send)
+        self.held = self._hold_back_type(journal=journal, term=lambda: self.term, send=self._say)
         minimum_s = settings.election_min_s + node.rank * settings.election_step_s
         conf = SyncObjConf(
             autoTick=False,
@@ -250,7 +265,10 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         kind = message["type"]
         if kind in _OF_LEADERS and message["term"] >= self.term:
             self._heard_s = stock.monotonicTime()
+            self._patient_until_s = None
             self._prevote.cancel()
+        if kind in _OF_VOTERS and not self._standing.is_voter:
+            return
         if kind == "append_entries":
             verdict = self._guard.append(message, self)
             self._SyncObj__onMessageReceived(sender, verdict.message)
@@ -268,8 +286,14 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
                 self._catch_up_with(sender, message)
         elif kind == "snapshot_got":
             if self._isLeader() and sender_term == self.term:
-                self._SyncObj__lastResponseTime[sender] = stock.monotonicTime()
+                if not self._standing.is_joining(sender.id):
+                    self._SyncObj__lastResponseTime[sender] = stock.monotonicTime()
                 self.catch_up.got(sender.id, self.term, message)
+        elif kind == "progress":
+            if self._isLeader() and self._guard.counts_acknowledgement(message, sender_term, self):
+                outstanding = self._outstanding.get(sender.id)
+                if outstanding is not None and message["next_node_idx"] > outstanding.last:
+                    del self._outstanding[sender.id]
         elif kind == "next_node_idx":
             if self._isLeader() and self._guard.counts_acknowledgement(message, sender_term, self):
                 self._acknowledged(sender, message)
@@ -296,7 +320,8 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     def _would_vote(self, message: Message) -> bool:
         last = self.term_at(self.last_index) or 0, self.last_index
         return (
-            not self._idle
+            self._standing.is_voter
+            and not self._idle
             and message["term"] > self.term
             and (message["last_log_term"], message["last_log_index"]) >= last
             and not self._has_leader()
@@ -318,6 +343,12 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         now_s = stock.monotonicTime()
         if self._SyncObj__raftElectionDeadline >= now_s:
             return False
+        if self.last_index - self.applied_index > self._settings.backlog_entries_max:
+            # It would lead for as long as that takes and be of no use; another may have less to do.
+            if self._patient_until_s is None:
+                self._patient_until_s = now_s + self._settings.backlog_wait_s
+            if now_s < self._patient_until_s:
+                return False
         connected = {peer.id for peer in self._peers if self.is_connected(peer)}
         term = self.term + 1
         if self._prevote.is_won(term, now_s, connected):
@@ -362,7 +393,10 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             # It denies something sent earlier, and has been heeded already. (Any denial of what was sent last asks for
             # something before it.) Going forward again would let a long tail of another leader's never be overcome.
             message = message | {"reset": False}
+        responded_s = self._SyncObj__lastResponseTime[sender]
         self._SyncObj__onMessageReceived(sender, message)
+        if self._standing.is_joining(sender.id):
+            self._SyncObj__lastResponseTime[sender] = responded_s  # with it there is no majority
         if message["reset"]:
             self._outstanding.pop(sender.id, None)
             return
@@ -398,7 +432,8 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         self._idle = idle
         if not idle or not self._isLeader():
             return
-        best = max(self._peers, key=lambda peer: (self.is_connected(peer), self.match_index(peer)), default=None)
+        voters = [peer for peer in self._peers if not self._standing.is_joining(peer.id)]
+        best = max(voters, key=lambda peer: (self.is_connected(peer), self.match_index(peer)), default=None)
         if best is not None:
             self.held.send(best.id, {"type": "timeout_now", "term": self.term})
         self._SyncObj__setState(stock._RAFT_STATE.FOLLOWER)
@@ -439,6 +474,12 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             self._journal.release(index)
 
     # What is sent.
+
+    def _say(self, peer: str, term: int, message: Message) -> bool:
+        """The last thing before the wire: a node that does not count says nothing that could be counted."""
+        if message["type"] == ACKNOWLEDGEMENT and message["success"] and not self._standing.is_voter:
+            message = {"type": "progress", "next_node_idx": message["next_node_idx"]}
+        return self._wire.send(peer, term, message)
 
     def send_eagerly(self) -> None:
         """Send what is new to each follower that has answered all it was sent."""
@@ -518,7 +559,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         """One of its ticks; a leader commits before it, and sends after it."""
         if not self._isLeader():
             self.catch_up.lead_no_more()
-            if self._idle:
+            if self._idle or not self._standing.is_voter:
                 self._SyncObj__raftElectionDeadline = stock.monotonicTime() + self._settings.election_min_s
             if self._may_campaign():
                 self.doTick()
@@ -535,6 +576,15 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             self._SyncObj__raftMatchIndex = held
         if self._isLeader():
             self.send_eagerly()
+
+    def append_joined(self, node: str, nonce: bytes) -> None:
+        """As its leader: let the log say that this node was there with that nonce."""
+        assert self._isLeader()
+        self._journal.add(bytes([_JOINED]) + nonce + node.encode(), self.last_index + 1, self.term)
+
+    def abstain(self) -> None:
+        """Vote for nobody in this term."""
+        self._SyncObj__setCurrentTerm(self.term, self.selfNode.id)
 
     def _commit(self) -> None:
         """Commit what a majority holds, if the last of it is of this term (with it all before it is committed)."""
@@ -585,7 +635,9 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         self.applied_bytes += len(command)
         if kind == _REGULAR:
             return self._apply(command[1:])
-        if kind != _NO_OP:
+        if kind == _JOINED:
+            self._joined(command[1 + NONCE_BYTES :].decode(), command[1 : 1 + NONCE_BYTES])
+        elif kind != _NO_OP:
             _log.error("ignored a command of unknown type %d in the log", kind)
         return None
 
@@ -597,11 +649,13 @@ class RaftLog:
     (`raft_journal.file_journal(folder)`). When anything fails that must not be survived (`apply` raises, a sync fails,
     logs have diverged), the node goes silent for good: it leaves the network, its open proposals end in
     `ProposalUnknown`, and `on_fatal` hears why; the process should then end. A disk that is full is survived: the node
-    neither leads nor counts until there is room.
+    neither leads nor counts until there is room. `rejoin` says that the disk of this node, which was a member, is
+    lost; without it a node that comes back without its log fails with `StandingRefused`.
     """
 
     _replica_type = Replica
     _snapshots_type = Snapshots
+    _standing_type = Standing
 
     def __init__(
         self,
@@ -615,6 +669,7 @@ class RaftLog:
         guard: Guard | None = None,
         on_fatal: OnFatal | None = None,
         understands: int = 1,
+        rejoin: bool = False,
     ) -> None:
         self._node = node
         self._settings = settings or RaftSettings()
@@ -630,6 +685,16 @@ class RaftLog:
         self._understands = understands
         self._peers_understand: dict[str, int] = {}
         """What peers have said of themselves, each on its present connection."""
+        self._rejoin = rejoin
+        self._standing = self._standing_type(node, everyone, Marker(voter=False))
+        """Until it is read from disk, that of a node that does not count."""
+        self._voter_from: int | None = None
+        """It may be a voter once the journal is durable up to this position; None: it may not."""
+        self._keeping: asyncio.Task[None] | None = None
+        self._next_keep_s = 0.0
+        self._next_word_s = 0.0
+        self._joined_said_s: dict[tuple[str, bytes], float] = {}
+        """By node and nonce: when this node, leading, let the log say so."""
         self._replica: Replica | None = None
         self._journal: RaftJournal | None = None
         self._machine: StateMachine | None = None
@@ -678,6 +743,8 @@ class RaftLog:
             guard=self._guard,
             apply=machine.apply,
             settings=self._settings,
+            standing=self._standing,
+            joined=self._joined,
         )
         self._replica.catch_up = self._catch_up = CatchUp(
             snapshots=snapshots,
@@ -705,6 +772,7 @@ class RaftLog:
             await self.stop()
             raise
         self._turned_s = self._clock.monotonic_s()
+        self._found()  # with nobody else there is nobody to ask
         self._tell()
         self._on_timer()
 
@@ -714,10 +782,33 @@ class RaftLog:
         self._journal = journal = self._open_journal()
         try:
             self._snapshots = snapshots = self._snapshots_type(journal.disk)
-            return journal, snapshots, recover(snapshots, journal, self._machine.restore)
+            has_history = journal.has_history or bool(snapshots.indices())
+            if self._rejoin:
+                # Before anything else is made of what is there.
+                self._read_standing(journal, has_history=has_history)
+            found = recover(snapshots, journal, self._machine.restore)
+            if not self._rejoin:
+                self._read_standing(journal, has_history=has_history)
+            return journal, snapshots, found
         except BaseException:
             journal.close()
             raise
+
+    def _read_standing(self, journal: RaftJournal, *, has_history: bool) -> None:
+        marker = at_start(
+            journal.disk,
+            has_log=journal.has_log,
+            has_history=has_history,
+            rejoin=self._rejoin,
+            nonce=secrets.token_bytes(NONCE_BYTES),
+        )
+        self._standing = self._standing_type(self._node, self._peers, marker)
+        if not marker.voter:
+            _log.warning(
+                "%s: there is no log of this node in %s; it counts for nothing until the others have it with them",
+                self._node,
+                journal.disk.where(),
+            )
 
     def propose(self, command: bytes) -> asyncio.Future[object]:
         """Ask for `command` to be committed; known to have ended after `proposal_timeout_s` at the latest."""
@@ -758,6 +849,13 @@ class RaftLog:
         said: dict[str, int | None] = {self._node: self._understands}
         return said | {peer: self._peers_understand.get(peer, 1) if peer in reachable else None for peer in self._peers}
 
+    def joining(self) -> frozenset[str]:
+        """Ids of the nodes that came without a log and do not count yet; its own as well."""
+        if self._replica is None or self._ended is not None:
+            return frozenset()
+        joiners = frozenset(peer for peer, _nonce in self._standing.joiners())
+        return joiners if self._standing.is_voter else joiners | {self._node}
+
     async def transfer(self) -> bool:
         """Hand leadership over: no proposals are taken meanwhile, and what is open is ended first.
 
@@ -792,8 +890,9 @@ class RaftLog:
         await self._transport.stop()
         if self._catch_up is not None:
             await self._catch_up.stop()
-        if self._taking is not None:
-            await asyncio.wait([self._taking])
+        tasks = [task for task in (self._taking, self._keeping) if task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
         if self._replica is not None:
             self._replica.destroy()
         if self._journal is not None:
@@ -916,11 +1015,115 @@ class RaftLog:
         """See `catch_up.Owner`."""
         self._fail(error)
 
+    # This node's standing, and its peers'; see `standing.py`.
+
+    def _say_standing(self, peer: str) -> None:
+        replica, journal = self._replica, self._journal
+        assert replica is not None
+        assert journal is not None
+        self._transport.send(peer, replica.term, self._standing.say(peer, history=journal.has_history))
+
+    def _say_standings(self) -> None:
+        for peer in sorted(self.reachable()):
+            self._say_standing(peer)
+
+    def _heard_standing(self, peer: str, message: Message) -> None:
+        standing, journal = self._standing, self._journal
+        assert journal is not None
+        if standing.hear(peer, message):
+            self._say_standing(peer)
+        if standing.is_refused_by(message):
+            self._fail(
+                StandingRefused(
+                    f"{self._node} was a member of this cluster, as {peer} knows, and its log is not in "
+                    f"{journal.disk.where()}. If its disk is really lost, start it with --rejoin (`outlast start "
+                    f"{self._node} --rejoin`); else put the right folder in place. Nothing of what was there has been "
+                    "changed"
+                )
+            )
+            return
+        self._found()
+        self._keep_standing()
+
+    def _found(self) -> None:
+        """Be a voter of a cluster that begins, if this is that moment."""
+        replica, journal = self._replica, self._journal
+        assert replica is not None
+        assert journal is not None
+        if self._voter_from is None and self._standing.may_found(self.reachable(), history=journal.has_history):
+            self._voter_from = journal.position
+            self._keep_standing()
+
+    def _joined(self, node: str, nonce: bytes) -> None:
+        """The log says that this node was there with that nonce, and that is committed."""
+        replica, journal = self._replica, self._journal
+        assert replica is not None
+        assert journal is not None
+        if self._voter_from is None and self._standing.admits(node, nonce):
+            replica.abstain()
+            self._voter_from = journal.position
+        elif node == self._node and self._standing.is_voter:
+            # Its leader has not heard that it is one already.
+            self._say_standings()
+
+    def _keep_standing(self) -> None:
+        """Store what has changed, and rely on it when it is durable."""
+        journal, marker = self._journal, self._standing.marker
+        assert journal is not None
+        if self._ended is not None or self._keeping is not None or self._clock.monotonic_s() < self._next_keep_s:
+            return
+        voter = marker.voter or (self._voter_from is not None and self._voter_from <= journal.durable_position)
+        known = frozenset(self._standing.known)
+        if (voter, known) == (marker.voter, marker.known):
+            return
+        wanted = Marker(voter=True, known=known) if voter else replace(marker, known=known)
+        self._keeping = asyncio.get_running_loop().create_task(self._kept(journal, wanted))
+        self._keeping.add_done_callback(self._has_kept)
+
+    async def _kept(self, journal: RaftJournal, wanted: Marker) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, store, journal.disk, wanted)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            _log.error("%s: no room to note this node's standing: %s", self._node, error)
+            self._next_keep_s = self._clock.monotonic_s() + self._settings.snapshot_retry_s
+            return
+        is_new = wanted.voter and not self._standing.is_voter
+        self._standing.marker = wanted
+        if is_new and self._ended is None and self._replica is not None:
+            _log.warning("%s: this node counts from now on", self._node)
+            self._say_standings()
+            if not journal.has_history:
+                # The cluster begins; there is no leader to wait for.
+                self._campaign_in_turn(self._peers)
+            self._wake()
+
+    def _has_kept(self, task: asyncio.Task[None]) -> None:
+        self._keeping = None
+        error = task.exception()
+        if error is not None:
+            self.failed(error)
+
+    def _admit(self, now_s: float) -> None:
+        """As leader: let those join who came without a log, and say so again for as long as they are not in."""
+        assert self._replica is not None
+        if self.trouble is not None:
+            return
+        said, self._joined_said_s = self._joined_said_s, {}
+        for peer, nonce in self._standing.joiners():
+            said_s = said.get((peer, nonce), -math.inf)
+            if now_s - said_s >= self._settings.leader_fallback_s:
+                said_s = now_s
+                self._replica.append_joined(peer, nonce)
+            self._joined_said_s[peer, nonce] = said_s
+
     # What the journal tells.
 
     def _durable(self, _position: int) -> None:
         if self._ended is None and self._replica is not None:
             self._replica.held.release()
+            self._keep_standing()
             self._wake()
 
     def _disk_full(self, why: str) -> None:
@@ -945,6 +1148,9 @@ class RaftLog:
         if message["type"] == "understands":
             self._peers_understand[peer] = message["level"]
             return
+        if message["type"] == "standing":
+            self._heard_standing(peer, message)
+            return
         try:
             self._replica.receive(self._peers[peer], term, message)
         except Exception as error:  # noqa: BLE001 - whatever it is, this node must stop
@@ -955,6 +1161,7 @@ class RaftLog:
 
     def _connected(self, peer: str) -> None:
         assert self._replica is not None
+        self._say_standing(peer)
         self._replica.connect(self._peers[peer])
         self._transport.send(peer, self._replica.term, {"type": "understands", "level": self._understands})
         self._wake()
@@ -963,6 +1170,7 @@ class RaftLog:
         assert self._replica is not None
         self._replica.disconnect(self._peers[peer])
         self._peers_understand.pop(peer, None)
+        self._standing.forget(peer)
         self._wake()
 
     def _refused(self, peer: str) -> None:
@@ -971,9 +1179,13 @@ class RaftLog:
             return
         if self._replica.last_index - self._replica.applied_index > self._settings.backlog_entries_max:
             return  # the election timeout is still there, should nobody else win
-        rank = sum(1 for id_ in self._peers if id_ != peer and id_ < self._node)
-        self._replica.campaign_within(rank * self._settings.death_step_s)
+        self._campaign_in_turn(id_ for id_ in self._peers if id_ != peer)
         self._wake()
+
+    def _campaign_in_turn(self, others: Iterable[str]) -> None:
+        """There is no leader: campaign soon, one after the other."""
+        assert self._replica is not None
+        self._replica.campaign_within(sum(1 for id_ in others if id_ < self._node) * self._settings.death_step_s)
 
     # Turns.
 
@@ -997,7 +1209,17 @@ class RaftLog:
             if not future.done():
                 future.set_exception(ProposalUnknown(f"no majority within {self._settings.proposal_timeout_s} s"))
         if self._replica._isLeader():
+            try:
+                self._admit(now_s)
+            except Exception as error:  # noqa: BLE001 - whatever it is, this node must stop
+                self._fail(error)
+                return
             self._replica.tell_commits()
+        elif not self._standing.is_voter and now_s >= self._next_word_s:
+            # Who leads now may not know; and the word may have been overtaken by one that was older.
+            self._next_word_s = now_s + self._settings.leader_fallback_s
+            self._say_standings()
+        self._keep_standing()
         self._take_snapshot(now_s)
         self._wake()
 
@@ -1057,7 +1279,7 @@ class RaftLog:
 
     def _anybody_else(self) -> bool:
         """Whether another node is there, and enough of them to elect one of them."""
-        return len(self.reachable()) >= (len(self._peers) + 1) // 2
+        return len(self.reachable() - self.joining()) >= (len(self._peers) + 1) // 2
 
     def _can_hand_over(self) -> bool:
         return self.leadership().is_leader and self._anybody_else()
@@ -1072,7 +1294,9 @@ class RaftLog:
         ready = [
             peer
             for peer in self._peers.values()
-            if replica.is_connected(peer) and replica.match_index(peer) == replica.last_index
+            if replica.is_connected(peer)
+            and replica.match_index(peer) == replica.last_index
+            and not self._standing.is_joining(peer.id)
         ]
         return ready[0] if ready else None
 

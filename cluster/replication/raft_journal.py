@@ -91,6 +91,16 @@ class RaftJournal:
         return self._journal.is_new
 
     @property
+    def has_log(self) -> bool:
+        """Whether there is any entry: the first one is there before a node does anything."""
+        return len(self._journal) > 0
+
+    @property
+    def has_history(self) -> bool:
+        """Whether it has been in a term, or has got any entry but the first."""
+        return self._journal.term > 0 or (self.has_log and self._journal.last_index > _FIRST_INDEX)
+
+    @property
     def first_index(self) -> int:
         """The log's first entry."""
         return self._journal.first_index

@@ -60,8 +60,8 @@ class JournalCorrupt(JournalRefused):
     def __init__(self, disk: Disk, name: str, offset: int, why: str) -> None:
         super().__init__(
             f"{disk.where(name)} is damaged at byte {offset}: {why}. What this node has acknowledged may be lost with "
-            f"it, so it must not vote with what is left: move {disk.where()} away, and start the node empty while all "
-            "others run (docs/DISKS.md)"
+            f"it, so it must not vote with what is left: move {disk.where()} away, and start the node with --rejoin "
+            "(docs/DISKS.md)"
         )
         self.name = name
         self.offset = offset

@@ -24,6 +24,8 @@ class RaftSettings:
     """When the leader's process is known to be dead, survivors campaign this far apart ..."""
     backlog_entries_max: int = 100
     """... but for those that have more entries than this to apply: they could not act before it is done, others can."""
+    backlog_wait_s: float = 1.0
+    """When no leader is heard of, these also wait so much longer than others before they campaign."""
     poll_s: float = 0.03
     """Before it campaigns a node asks the others, and waits so long for who is connected and does not answer."""
     leader_fallback_s: float = 1.0
@@ -64,6 +66,7 @@ class RaftSettings:
         assert 0 < self.death_step_s < self.election_step_s
         assert self.tick_s < self.poll_s < self.death_step_s
         assert self.leader_fallback_s > self.election_min_s
+        assert self.backlog_wait_s >= 0
         assert self.proposal_timeout_s > self.leader_fallback_s
         assert self.transfer_timeout_s > 0
         assert min(self.max_command_bytes, self.proposals_max, self.append_bytes_max) >= 1

@@ -241,7 +241,7 @@ def recover(
             problems.append(str(error))
             snapshots.set_aside(index)
             continue
-        if journal.is_new:
+        if not journal.has_log:
             raise SnapshotsLost(f"there is a snapshot in {journal.disk.where()} and no log: {_WAY_BACK}")
         if journal.term_at(index) != snapshot.term:
             # The log ends before it, or goes another way: a snapshot holds only what is committed.
@@ -258,6 +258,6 @@ def recover(
 
 
 _WAY_BACK: Final = (
-    "what this node has acknowledged may be lost. Move the folder away, and start the node empty while all others run "
+    "what this node has acknowledged may be lost: move the folder away, and start the node with --rejoin "
     "(docs/DISKS.md)"
 )

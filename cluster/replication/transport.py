@@ -56,6 +56,7 @@ import msgpack
 
 from cluster.replication.door import TlsDoor
 from cluster.replication.guard import Message
+from cluster.replication.standing import NONCE_BYTES
 
 _log = logging.getLogger(__name__)
 
@@ -124,6 +125,11 @@ def _bytes(value: object) -> bool:
     return type(value) is bytes
 
 
+def _nonce(value: object) -> bool:
+    """Of an empty node (see `standing.py`), or none."""
+    return type(value) is bytes and len(value) in (0, NONCE_BYTES)
+
+
 def _entries(value: object) -> bool:
     """A tuple of (command, index, term), indexes one by one, terms never falling."""
     if type(value) is not tuple:
@@ -167,6 +173,8 @@ SHAPES: Final[Mapping[str, _Shape]] = {
     ),
     "snapshot_got": (("index", _count), ("offset", _count), ("done", _flag)),
     "understands": (("level", _count),),
+    "standing": (("voter", _flag), ("nonce", _nonce), ("history", _flag), ("echo", _nonce), ("knows", _flag)),
+    "progress": (("next_node_idx", _count),),
 }
 """All that nodes may say to each other. Commands to run, commands in pieces and requests of operators are not in it."""
 

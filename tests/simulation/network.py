@@ -50,6 +50,11 @@ class Network:
         self._cut.add(frozenset({one, other}))
         self._disconnect(one, other)
 
+    def mend(self, one: str, other: str) -> None:
+        """Between these two it does again."""
+        self._cut.discard(frozenset({one, other}))
+        self._connect_soon(one, other)
+
     def heal(self) -> None:
         """Everything passes again."""
         healed, self._cut = self._cut, set()

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from pysyncobj import syncobj as stock
 
+from cluster.replication import raft
 from cluster.replication.disk import File
 from cluster.replication.guard import Guard, LogView, Message, Verdict
 from cluster.replication.holdback import ACKNOWLEDGEMENT, VOTES, HoldBack
@@ -17,6 +19,7 @@ from cluster.replication.raft import RaftLog, Replica
 from cluster.replication.raft_journal import RaftJournal
 from cluster.replication.settings import RaftSettings
 from cluster.replication.snapshot import Snapshots
+from cluster.replication.standing import Standing
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.network import Network, SimulatedTransport
 from tests.simulation.pumps import SMALL, SlowPump
@@ -124,6 +127,59 @@ class UnsyncedRaftLog(RaftLog):
     _snapshots_type = UnsyncedSnapshots
 
 
+class EagerStanding(Standing):
+    """Known bad: an empty node votes and acknowledges at once."""
+
+    @property
+    def is_voter(self) -> bool:
+        return True
+
+
+class GullibleStanding(Standing):
+    """Known bad: an entry from before it lost its disk makes a node a voter."""
+
+    def admits(self, node: str, nonce: bytes) -> bool:
+        return not self.is_voter and node == self._node
+
+
+class RashStanding(Standing):
+    """Known bad: whoever is connected is enough to found a cluster."""
+
+    def may_found(self, connected: AbstractSet[str], *, history: bool) -> bool:
+        heard = [self._heard.get(peer) for peer in connected]
+        fresh = [one for one in heard if one is not None and not one.history]
+        return not self.is_voter and not history and bool(fresh)
+
+    def say(self, peer: str, *, history: bool) -> Message:
+        return super().say(peer, history=history) | {"history": history}
+
+
+class ImpatientReplica(Replica):
+    """Known bad: a node counts as soon as it has the entry, and does not wait until others have it."""
+
+    def receive(self, sender: Any, sender_term: int, message: Message) -> None:
+        super().receive(sender, sender_term, message)
+        for command, _index, _term in message.get("entries", ()):
+            if command[0] == raft._JOINED:
+                self._SyncObj__doApplyCommand(command)
+
+
+class EagerRaftLog(RaftLog):
+    _standing_type = EagerStanding
+
+
+class GullibleRaftLog(RaftLog):
+    _standing_type = GullibleStanding
+
+
+class RashRaftLog(RaftLog):
+    _standing_type = RashStanding
+
+
+class ImpatientRaftLog(RaftLog):
+    _replica_type = ImpatientReplica
+
+
 class Recorder:
     """A state machine that remembers."""
 
@@ -168,6 +224,7 @@ class Cluster:
         guard_type: type[Guard] = Guard,
         sync_s: tuple[float, float] = (0.0001, 0.003),
         unruly: bool = False,
+        **settings: Any,
     ) -> None:
         self.loop = loop
         self.rng = rng
@@ -186,18 +243,20 @@ class Cluster:
         self.must_settle = log_type is RaftLog
         self._log_type = log_type
         self._guard_type = guard_type
-        self.settings = RaftSettings(
+        usual = {
             # Sending as pysyncobj does knows its own snapshots only, which nobody takes.
-            snapshot_log_entries=100_000 if issubclass(log_type, StockRaftLog) else rng.choice((8, 40, 100_000)),
-            snapshot_piece_bytes=rng.choice((300, 5_000)),
-        )
+            "snapshot_log_entries": 100_000 if issubclass(log_type, StockRaftLog) else rng.choice((8, 40, 100_000)),
+            "snapshot_piece_bytes": rng.choice((300, 5_000)),
+        }
+        self.settings = RaftSettings(**(usual | settings))
         self._sync_s = sync_s
         self.powerless = 0
         self.installed = 0
         self.cramped = 0
+        self.lost = 0
         self._clients: set[asyncio.Task[None]] = set()
 
-    async def start(self, node: str) -> None:
+    async def start(self, node: str, *, rejoin: bool = False) -> None:
         log = self._log_type(
             node=node,
             peers=[other for other in NODES if other != node],
@@ -207,6 +266,7 @@ class Cluster:
             clock=self.loop,
             guard=self._guard_type(),
             on_fatal=lambda error: self.fatal.append(f"{node}: {error!r}"),
+            rejoin=rejoin,
         )
         self.machines[node] = Recorder()
         self.logs[node] = log
@@ -225,6 +285,13 @@ class Cluster:
         self.installed += self.machines[node].restored
         self.pumps[node].stop()
         await self.logs.pop(node).stop()
+
+    async def lose_disk(self, node: str) -> None:
+        """It dies, and its next life begins with nothing."""
+        if node in self.logs:
+            await self.kill(node)
+        self.lost += 1
+        self.disks[node] = SimulatedDisk(random.Random(self.rng.random()), where=f"/{node}")
 
     def _open(self, node: str) -> RaftJournal:
         """Its journal, in a new life."""
@@ -249,11 +316,15 @@ class Cluster:
         """One more command, to whoever leads."""
         leader = self.leader()
         if leader is not None:
-            self.proposed += 1
-            command = b"%06d" % self.proposed + b"." * 194
-            client = self.loop.create_task(self._client(self.logs[leader], command))
-            self._clients.add(client)
-            client.add_done_callback(self._clients.discard)
+            self.propose_to(leader)
+
+    def propose_to(self, node: str) -> None:
+        """One more command, to this node."""
+        self.proposed += 1
+        command = b"%06d" % self.proposed + b"." * 194
+        client = self.loop.create_task(self._client(self.logs[node], command))
+        self._clients.add(client)
+        client.add_done_callback(self._clients.discard)
 
     async def settle(self, limit_s: float = 20.0) -> bool:
         """Heal everything, and wait until every node has applied one more command; False: they never did."""

@@ -27,6 +27,8 @@ class HandLog:
         self.on_leadership: Callable[[Leadership], None] | None = None
         self.view = Leadership(term=0, leader=None, is_leader=False)
         self.applied = 0
+        self.joiners: frozenset[str] = frozenset()
+        self.trouble: str | None = None
         self.deaf = False
         """Applies nothing for now, as a node that is behind."""
 
@@ -49,6 +51,9 @@ class HandLog:
 
     def understands(self) -> dict[str, int | None]:
         return dict(self._replicas.understand)
+
+    def joining(self) -> frozenset[str]:
+        return self.joiners
 
     async def transfer(self) -> bool:
         return await self._replicas.transfer(self.node)

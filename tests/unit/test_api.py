@@ -1049,11 +1049,34 @@ async def test_cluster_health_and_readiness(shop: RunningNode) -> None:
         "epoch": 1,
         "level": NEWEST,
         "ready": True,
-        "nodes": [{"id": "n1", "url": shop.url, "role": "leader", "reachable": True, "understands": NEWEST}],
+        "nodes": [
+            {"id": "n1", "url": shop.url, "role": "leader", "reachable": True, "understands": NEWEST, "trouble": None}
+        ],
         "in_flight": 0,
+        "trouble": None,
     }
     assert (await shop.call("GET", "/healthz")).json == {"status": "ok"}
     assert (await shop.call("GET", "/readyz")).json == {"status": "ready"}
+
+
+async def test_a_node_that_joins_is_shown_and_is_not_ready() -> None:
+    replicas = Replicas(("n1", "n2", "n3"))
+    log = replicas.logs["n1"]
+    async with running(configs(("n1", "n2", "n3"))[0], log, ready=False) as node:
+
+        async def shown() -> tuple[str, bool, list[str], str | None]:
+            cluster = (await node.call("GET", "/v1/cluster")).json
+            assert cluster["nodes"][0]["trouble"] == cluster["trouble"]
+            return cluster["role"], cluster["ready"], [row["role"] for row in cluster["nodes"]], cluster["trouble"]
+
+        replicas.lead("n1")
+        await eventually(lambda: node.node.driver.leading)
+        log.joiners, log.trouble = frozenset({"n3"}), "no room in /somewhere"
+        assert await shown() == ("leader", True, ["leader", "follower", "joining"], "no room in /somewhere")
+        replicas.lead("n2", term=log.view.term)
+        log.joiners, log.trouble = frozenset({"n1"}), None
+        assert await shown() == ("joining", False, ["joining", "leader", "follower"], None)
+        assert (await node.call("GET", "/readyz")).status == 503
 
 
 async def test_readiness_needs_a_leader_and_its_barrier() -> None:

@@ -22,6 +22,7 @@ from cluster.replication.guard import Guard
 from cluster.replication.journal import JournalHandlers
 from cluster.replication.raft_journal import RaftJournal
 from cluster.replication.settings import RaftSettings
+from cluster.replication.standing import Marker, Standing
 from tests.simulation.pumps import instant_journal
 
 METHODS = {
@@ -203,6 +204,8 @@ def replica(journal: Any) -> tuple[raft.Replica, NoTransport, list[bytes]]:
         guard=Guard(),
         apply=applied.append,
         settings=RaftSettings(),
+        standing=Standing("n1", ("n2", "n3"), Marker(voter=True)),
+        joined=_nothing,
     )
     node.catch_up = NoCatchUp()  # type: ignore[assignment]
     journal.start(JournalHandlers(durable=_nothing, full=_nothing, room=_nothing, fatal=_nothing))

@@ -207,7 +207,7 @@ def test_without_any_and_without_the_log_before_it_the_node_says_what_to_do(
 ) -> None:
     journal = log_of(disk, 12)
     journal.move_base(6)
-    with pytest.raises(SnapshotsLost, match=r"begins with entry 6, and no snapshot .* empty"):
+    with pytest.raises(SnapshotsLost, match=r"begins with entry 6, and no snapshot .* --rejoin"):
         recover(snapshots, journal, restored([]))
     snapshots.write(3, 1, [b"three"])
     with pytest.raises(SnapshotsLost, match="the log begins after entry 3"):
