@@ -173,6 +173,6 @@ async def test_a_damaged_log_is_refused_in_one_clear_line(tmp_path: Path) -> Non
         process = world.cluster.process(node)
         await process.gone(within_s=PATIENCE_S)
         last = process.program.log.read_text().splitlines()[-1]
-        assert re.search(rf"CRITICAL coordinator: node {node} cannot start: .*\.segment is damaged .* empty", last)
+        assert re.search(rf"CRITICAL coordinator: node {node} cannot start: .*\.segment is damaged .* --rejoin", last)
         await world.cluster.kill(node)
         await world.verify(nodes=world.cluster.running)

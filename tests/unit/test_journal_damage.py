@@ -205,7 +205,7 @@ def test_what_a_later_record_proves_to_have_been_synced_is_never_cut_off() -> No
             opened(trial)
         assert caught.value.name == name
         assert caught.value.offset <= start
-        assert "start the node empty" in str(caught.value)
+        assert "start the node with --rejoin" in str(caught.value)
         assert "docs/DISKS.md" in str(caught.value)
 
 

@@ -218,6 +218,7 @@ def test_an_empty_node_neither_votes_nor_campaigns_nor_acknowledges() -> None:
             "standing",
             "progress",
             "pre_vote_answer",
+            "understands",
         }
         assert node.transport.said("progress") == [{"type": "progress", "next_node_idx": 4}]
         assert [message["granted"] for message in node.transport.said("pre_vote_answer")] == [False]
