@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench bench-failover lock clean help
+.PHONY: demo test test-upgrade check bench bench-failover lock clean help
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/  -/'
@@ -21,6 +21,11 @@ demo: $(READY)   ## three nodes, three services, kill -9 of the leader: about 30
 
 test: check      ## lint, types and every test
 	$(BIN)/python -m pytest
+
+test-upgrade: $(READY)  ## a real upgrade of an older commit, under load: make test-upgrade OLDER=COMMIT
+	@folder=$$(mktemp -d) && git archive $(or $(OLDER),HEAD~1) | tar -x -C $$folder && \
+	OUTLAST_OLDER=$$folder $(BIN)/python -m pytest tests/integration/test_upgrades.py -k older; \
+	status=$$?; rm -rf $$folder; exit $$status
 
 check: $(READY)  ## lint and types only
 	$(BIN)/ruff check .

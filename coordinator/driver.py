@@ -174,6 +174,8 @@ class Driver:
         self._flush_scheduled = False
         self._forgetting = False
         self._raising = False
+        self._behind: dict[str, int] = {}
+        """Nodes that announce less than the cluster's level, as far as people were told."""
         self._reigns = 0
         """How often this node has led: what it proposed in an earlier reign is no business of the present one."""
         self._timers: set[asyncio.TimerHandle] = set()
@@ -999,8 +1001,25 @@ class Driver:
                 self._forgetting = True
                 done = self._proposed(Forgotten(floor=floor, before=before), 50)
                 done.add_done_callback(self._forgot)
+        if self._epoch is not None:
+            self._warn_of_what_is_behind()
         self._metrics.retained.set(len(self._ledger))
         self._housekeeper = asyncio.get_running_loop().call_later(pause_s, self._housekeep)
+
+    def _warn_of_what_is_behind(self) -> None:
+        """A node that came back with older software, or that is held back too late: people should look."""
+        level = self._ledger.level
+        behind = {node: known for node, known in self._log.understands().items() if known is not None and known < level}
+        if behind != self._behind:
+            for node, known in behind.items():
+                _log.warning(
+                    "%s announces level %d, and this cluster works at level %d, which is not taken back: its software "
+                    "is too old, or its compatibility.highest_level is (docs/UPGRADES.md)",
+                    node,
+                    known,
+                    level,
+                )
+        self._behind = behind
 
     def _forgot(self, done: asyncio.Future[Applied]) -> None:
         self._forgetting = False

@@ -1,9 +1,11 @@
 """A cluster that is upgraded node by node, under load: nobody waits, nothing is lost, and what is new comes last.
 
-The older software is today's, held at level 1: it announces no more, and writes no more than that.
+The older software is today's, held at level 1: it announces no more, and writes no more than that. With another
+checkout in OUTLAST_OLDER (`make test-upgrade OLDER=COMMIT`) it is that one.
 """
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -27,6 +29,9 @@ sys.exit(main(["--config", sys.argv[1]]))
 
 NOT_YET = (503, "not_before_upgrade")
 HELD = "[compatibility]\nhighest_level = 1\n"
+
+
+OLDER_CHECKOUT = os.environ.get("OUTLAST_OLDER", "")
 
 
 class HeldWorld(ShopWorld):
@@ -132,4 +137,45 @@ async def test_software_that_is_too_old_stops_and_harms_nothing(tmp_path: Path) 
             await world.told(20)
             await world.cluster.start_node(first)
             await world.ready(first)
+        await world.verify()
+
+
+@pytest.mark.skipif(not OLDER_CHECKOUT, reason="needs an older checkout: make test-upgrade")
+async def test_a_cluster_of_older_software_is_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There and back and there again, the last old node being caught up by a snapshot of the new ones meanwhile."""
+    here = str(Path(__file__).parents[2])
+    world = ShopWorld(tmp_path, seed=23)
+    world.cluster = LocalCluster(tmp_path / "c", settings={"limits": {"compact_log_bytes": 50_000}})
+
+    async def restart(node: str, software: str, *, away: int = 20) -> None:
+        assert await world.cluster.stop_node(node), "it had to be killed"
+        await world.told(away)
+        monkeypatch.setenv("PYTHONPATH", software)
+        await world.cluster.start_node(node)
+        await world.ready(node)
+        await world.told(50)
+
+    async def levels() -> set[int | None]:
+        return {(await world.cluster.status(node) or {}).get("level") for node in world.cluster.nodes}
+
+    monkeypatch.setenv("PYTHONPATH", OLDER_CHECKOUT)
+    async with world:
+        async with world.load():
+            await world.told(50)
+            first, second, last = world.cluster.nodes
+            begun = await levels()
+            await restart(first, here)
+            await restart(second, here)
+            await restart(last, OLDER_CHECKOUT, away=2000)
+            assert "caught up to entry" in world.cluster.process(last).program.log.read_text(), "by a snapshot"
+            await restart(first, OLDER_CHECKOUT)
+            await restart(first, here)
+            assert (NEWEST in await levels()) == (NEWEST in begun), "it rises after the last one"
+            await restart(last, here)
+
+            async def raised() -> bool:
+                return await levels() == {NEWEST}
+
+            await eventually(raised, f"all nodes work at level {NEWEST}")
+            await world.told(100)
         await world.verify()

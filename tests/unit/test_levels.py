@@ -357,6 +357,27 @@ async def test_the_level_rises_once_the_last_node_is_there(monkeypatch):
             driver._require_level(NEWEST + 1, "such things")
 
 
+async def test_a_node_that_announces_less_than_the_cluster_s_level_is_told_of_once(caplog):
+    async with led({}) as (replicas, node):
+        driver = node.node.driver
+
+        async def kept_house(times: int) -> None:
+            for _ in range(times):
+                keeper = driver._housekeeper
+                await eventually(lambda keeper=keeper: driver._housekeeper is not keeper)
+
+        replicas.understand |= {"n2": None, "n3": 1}
+        await kept_house(3)
+        assert caplog.text.count(f"n3 announces level 1, and this cluster works at level {NEWEST}") == 1
+        assert "n2" not in "".join(record.message for record in caplog.records if record.levelname == "WARNING")
+        assert node.node.ledger.level == NEWEST
+        replicas.understand |= {"n3": NEWEST}
+        await kept_house(2)
+        replicas.understand |= {"n3": 1}
+        await kept_house(2)
+        assert caplog.text.count("n3 announces level 1") == 2
+
+
 async def test_raising_is_tried_again_when_the_log_does_not_take_it():
     async with led({"n3": 1}) as (replicas, node):
         replicas.hold = True
