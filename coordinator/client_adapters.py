@@ -15,7 +15,11 @@ def source_of(pool: Any) -> Any:
         from participants.postgres_application import Postgres
 
         return Postgres(pool)
+    if "asyncmy" in drivers:
+        from participants.mariadb_application import MariaDb
+
+        return MariaDb(pool)
     raise TypeError(
         f"{type(pool).__module__}.{type(pool).__qualname__} cannot be enlisted: give a pool or a connection of "
-        "asyncpg, or an object with `outlast_begin`"
+        "asyncpg or asyncmy, or an object with `outlast_begin`"
     )

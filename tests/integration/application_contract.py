@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from cluster.local import LocalCluster
 from coordinator.client import Client
 from coordinator.protocol.messages import Prepare
 from participants.server import Participant, start
@@ -236,41 +235,3 @@ class ApplicationContract:
         assert txn.aborted
         assert txn.reason == "timeout: the application did not ask for the commit in time"
         assert await bank.balance("ann") == 100
-
-    @pytest.mark.processes
-    async def test_leaders_die_under_it(self, bank: Bank, gate: Gate, tmp_path: Any) -> None:
-        """A leader is killed while the application works, and the next one between the seal and the decision."""
-        async with LocalCluster(tmp_path / "c") as cluster, bank.pool() as pool:
-            settings = ServerSettings(coordinators=cluster.urls, coordinator_token=cluster.token)
-            participant = await start(gate, settings=settings)
-            try:
-                async with Client(cluster.urls, token=cluster.token) as client:
-                    await client.register("bank", participant.url)
-                    async with client.transaction(timeout_s=60) as tx:
-                        async with tx.enlist("bank", pool) as connection:
-                            await bank.take(connection, "ann", 10)
-                            first = await cluster.kill_leader()
-                        async with tx.enlist("bank", pool, branch="more") as connection:
-                            await bank.take(connection, "bob", 20)
-                        await cluster.start_node(first)
-                        gate.let.clear()
-                        killing = asyncio.create_task(_kill_when_asked(cluster, gate))
-                    assert tx.result.committed
-                    await cluster.start_node(await killing)
-                    assert (await client.get(tx.gid, wait="ended", patience_s=30)).ended
-                    # An application that has died meanwhile is aborted by a leader that never heard from it.
-                    async with killed_at(bank, ",".join(cluster.urls), "prepared", timeout_s=6) as gid:
-                        pass
-                    await cluster.kill_leader()
-                    await until(bank.is_over, "nothing is prepared, and nothing locked")
-                    assert (await client.get(gid)).aborted
-            finally:
-                await participant.stop()
-        assert (await bank.balance("ann"), await bank.balance("bob")) == (90, 80)
-
-
-async def _kill_when_asked(cluster: LocalCluster, gate: Gate) -> str:
-    await gate.asked.wait()
-    killed = await cluster.kill_leader()
-    gate.let.set()
-    return killed

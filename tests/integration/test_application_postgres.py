@@ -1,19 +1,39 @@
-"""An application's own transaction, on PostgreSQL."""
+"""An application's own transaction, on PostgreSQL; and on a cluster of real processes whose leaders are killed."""
 
+import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 
+from cluster.local import LocalCluster
 from coordinator.client import Client, TransactionAborted
+from coordinator.protocol.messages import ENLISTED_PAYLOAD, Commit, Prepare, Stamp
+from participants.manager import Envelope
 from participants.operations import Operations
 from participants.postgres import PostgresManager
 from participants.postgres_application import Postgres
-from tests.integration.application_contract import ApplicationContract, Bank, client, gate, served
+from participants.postgres_names import transaction_name
+from participants.server import start
+from participants.settings import ServerSettings
+from tests.integration.application_contract import (
+    ApplicationContract,
+    Bank,
+    Gate,
+    client,
+    gate,
+    killed_at,
+    served,
+    until,
+)
 
 pytest_plugins = ["tests.support.postgres"]
+
+DOCUMENT = Path(__file__).parents[2] / "docs/API.md"
 
 __all__ = ["client", "gate", "served"]
 
@@ -123,3 +143,78 @@ class TestPostgres(ApplicationContract):
                     connection.terminate()
             assert (await client.get(tx.gid, wait="ended")).aborted
         assert await bank.balance("ann") == 100
+
+    async def test_without_its_marker_a_late_branch_would_outlive_its_abort(
+        self, bank: PostgresBank, client: Client
+    ) -> None:
+        """Known bad: what the contract's late branch is about happens when an application leaves no marker."""
+        async with bank.pool() as pool, pool.acquire() as connection:
+            gid = (await client.begin(timeout_s=30)).gid
+            await client.enlist(gid, "bank")
+            await connection.execute("BEGIN")
+            await bank.take(connection, "ann", 10)
+            await client.abort(gid)
+            assert (await client.get(gid, wait="ended")).ended
+            name = transaction_name(gid, "bank")
+            await connection.execute(f"PREPARE TRANSACTION '{name}'")
+            assert not await bank.is_over()
+            await connection.execute(f"ROLLBACK PREPARED '{name}'")
+
+    async def test_the_statements_in_the_document_are_what_the_participant_looks_for(self, bank: PostgresBank) -> None:
+        """For other languages: docs/API.md, with the gid and the branch that stand there."""
+        (sql,) = re.findall(r"^```sql\n(BEGIN;.*?)^```$", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+        manager = bank.new_manager()
+        await manager.open()
+        try:
+            await bank.other.execute("CREATE TABLE orders(id int, state text)")
+            for statement in re.sub(r"--.*", "", sql).split(";"):
+                if statement.strip():
+                    await bank.other.execute(statement)
+            messages = [
+                Prepare(gid="local-2-7", branch="orders", payload=ENLISTED_PAYLOAD),
+                Commit(gid="local-2-7", branch="orders"),
+            ]
+            for message in messages:
+                (answer,) = await manager.handle([Envelope(message, Stamp(epoch=2))])
+                assert type(answer).__name__ in ("Prepared", "Acked")
+            assert await bank.other.fetchval("SELECT state FROM outlast_branches") == "committed"
+        finally:
+            await manager.close()
+
+    @pytest.mark.processes
+    async def test_leaders_die_under_it(self, bank: Bank, gate: Gate, tmp_path: Any) -> None:
+        """A leader is killed while the application works, and the next one between the seal and the decision."""
+        async with LocalCluster(tmp_path / "c") as cluster, bank.pool() as pool:
+            settings = ServerSettings(coordinators=cluster.urls, coordinator_token=cluster.token)
+            participant = await start(gate, settings=settings)
+            try:
+                async with Client(cluster.urls, token=cluster.token) as client:
+                    await client.register("bank", participant.url)
+                    async with client.transaction(timeout_s=60) as tx:
+                        async with tx.enlist("bank", pool) as connection:
+                            await bank.take(connection, "ann", 10)
+                            first = await cluster.kill_leader()
+                        async with tx.enlist("bank", pool, branch="more") as connection:
+                            await bank.take(connection, "bob", 20)
+                        await cluster.start_node(first)
+                        gate.let.clear()
+                        killing = asyncio.create_task(_kill_when_asked(cluster, gate))
+                    assert tx.result.committed
+                    await cluster.start_node(await killing)
+                    assert (await client.get(tx.gid, wait="ended", patience_s=30)).ended
+                    # An application that has died meanwhile is aborted by a leader that never heard from it.
+                    async with killed_at(bank, ",".join(cluster.urls), "prepared", timeout_s=6) as gid:
+                        pass
+                    await cluster.kill_leader()
+                    await until(bank.is_over, "nothing is prepared, and nothing locked")
+                    assert (await client.get(gid)).aborted
+            finally:
+                await participant.stop()
+        assert (await bank.balance("ann"), await bank.balance("bob")) == (90, 80)
+
+
+async def _kill_when_asked(cluster: LocalCluster, gate: Gate) -> str:
+    await gate.asked.wait()
+    killed = await cluster.kill_leader()
+    gate.let.set()
+    return killed

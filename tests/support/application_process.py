@@ -49,26 +49,46 @@ async def here(gid: str) -> None:
     await asyncio.Event().wait()
 
 
-async def postgres(dsn: str) -> tuple[Any, str]:
+STATEMENT = "UPDATE account SET balance = balance - 10 WHERE name = 'ann'"
+
+
+async def postgres(dsn: str) -> tuple[Any, Any]:
     import asyncpg
 
     from participants.postgres_application import Postgres
 
-    pool = await asyncpg.create_pool(dsn, min_size=1, max_size=2)
-    return Postgres(pool), "UPDATE account SET balance = balance - 10 WHERE name = 'ann'"
+    async def work(connection: Any) -> None:
+        await connection.execute(STATEMENT)
+
+    return Postgres(await asyncpg.create_pool(dsn, min_size=1, max_size=2)), work
 
 
-SOURCES = {"postgres": postgres}
+async def mariadb(dsn: str) -> tuple[Any, Any]:
+    import asyncmy
+
+    from participants.mariadb_application import MariaDb
+    from participants.mariadb_session import Address
+
+    async def work(connection: Any) -> None:
+        async with connection.cursor() as cursor:
+            await cursor.execute(STATEMENT)
+
+    at = Address.parse(dsn)
+    return MariaDb(await asyncmy.create_pool(unix_socket=at.socket, user=at.user, database=at.database)), work
+
+
+SOURCES = {"postgres": postgres, "mariadb": mariadb}
+"""What is enlisted, and the work on its connection."""
 
 
 async def main(kind: str, nodes: str, dsn: str, moment: str, timeout_s: str) -> None:
-    source, statement = await SOURCES[kind](dsn)
+    source, work = await SOURCES[kind](dsn)
     async with (
         Client(nodes.split(",")) as client,
         client.transaction(timeout_s=float(timeout_s)) as tx,
         tx.enlist("bank", Stops(source, moment)) as connection,
     ):
-        await connection.execute(statement)
+        await work(connection)
         if moment == "working":
             await here(tx.gid)
 

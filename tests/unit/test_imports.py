@@ -25,7 +25,9 @@ PURE = frozenset({"dataclasses", "enum", "typing", "collections.abc"})
 VOCABULARY = frozenset({"coordinator.protocol.messages", "coordinator.codec"})
 ABSTRACT = frozenset({"cluster.replication.log", "cluster.replication.clock", "cluster.replication.door"})
 PICKLES = frozenset({"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"})
-ADAPTERS = {"coordinator.client_adapters": frozenset({"participants.postgres_application"})}
+ADAPTERS = {
+    "coordinator.client_adapters": frozenset({"participants.mariadb_application", "participants.postgres_application"})
+}
 IMPLEMENTATIONS = frozenset(type(protocol).__module__ for protocol in PROTOCOLS.values())
 
 
