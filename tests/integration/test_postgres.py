@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import re
 import shutil
 import sys
 import uuid
+from pathlib import Path
 from urllib.parse import quote
 
 import asyncpg
@@ -548,6 +550,24 @@ async def test_an_orphan_under_our_prefix_is_swept_up_and_a_foreign_one_is_not(b
         await runner.cleanup()
     # 410 is an alarm, never a decision.
     assert await bench.held() == {"theirs", prepared_name("shop-1-77")}
+
+
+async def test_the_manual_s_queries_show_what_they_should(bench):
+    text = (Path(__file__).parents[2] / "docs" / "POSTGRESQL.md").read_text()
+    blocks = re.findall(r"^```sql\n(.*?)^```$", text.partition("## What to watch")[2], re.MULTILINE | re.DOTALL)
+    doubts, waiting, locks, slots, rows = [each for block in blocks for each in block.split(";\n") if each.strip()]
+    gid = bench.gid()
+    await bench.prepare(gid)
+    late = asyncio.create_task(bench.prepare(bench.gid()))
+    await bench.until_waiting_for_locks(1)
+    assert [row["gid"] for row in await bench.sql(doubts)] == [prepared_name(gid)]
+    assert "UPDATE account" in (await bench.sql(waiting))[0]["query"]
+    assert (prepared_name(gid), "account") in {(row["gid"], row["relation"]) for row in await bench.sql(locks)}
+    assert (await bench.sql(slots))[0]["used"] >= 1
+    assert await bench.sql(rows) == []
+    await bench.commit(gid)
+    await late
+    assert (await bench.sql(rows))[0]["count"] == 1
 
 
 # ------------------------------------------------------------------------------------------------ the start

@@ -1,6 +1,7 @@
 """Names of branches in PostgreSQL: own alphabet, there and back, and nothing else is ours."""
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from participants.postgres_names import (
     literal,
     marker_statement,
     session_name,
+    tables,
     transaction_name,
     unfit,
 )
@@ -96,3 +98,7 @@ def test_a_password_stays_out_of_the_list_of_processes(tmp_path, monkeypatch):
         read_dsn(None, None)
     monkeypatch.setenv("OUTLAST_DSN", "postgresql://db/shop")
     assert read_dsn(None, None) == "postgresql://db/shop"
+
+
+def test_the_manual_has_the_tables_as_they_are():
+    assert tables("public").strip() in (Path(__file__).parents[2] / "docs" / "POSTGRESQL.md").read_text()
