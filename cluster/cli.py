@@ -337,6 +337,24 @@ def _add_copy_commands(commands: "_Commands[argparse.ArgumentParser]") -> None:
         "outlast backup --verify monday.outlast      whether a copy is whole, and what it is of",
     )
     backup.add_argument("file", type=Path, metavar="FILE", help="must not be there yet")
+    restore = _command(
+        commands,
+        "restore",
+        "copies:restore",
+        "put a copy into a new cluster of the same name, and ask participants what was lost",
+        "outlast restore monday.outlast",
+        "outlast restore --status            how far asking the participants is",
+    )
+    restore.add_argument("file", type=Path, nargs="?", metavar="FILE", help="a copy that `outlast backup` has made")
+    restore.add_argument("--status", action="store_true", help="only say how far asking the participants is")
+    restore.add_argument("--without", metavar="NAME", help="a participant that is gone for good: do not wait for it")
+    restore.add_argument(
+        "--above-epoch", type=_positive, default=0, metavar="N", help="if a participant has heard from epoch N"
+    )
+    restore.add_argument(
+        "--wait", type=_seconds, default=60.0, metavar="S", help="seconds to wait until all is found out (%(default)g)"
+    )
+    _nodes(restore)
     backup.add_argument("--verify", action="store_true", help="read a copy that is there; no cluster is asked")
     _nodes(backup)
 

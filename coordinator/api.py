@@ -34,6 +34,7 @@ from coordinator.errors import (
     TooLarge,
     Unprocessable,
 )
+from coordinator.inquiry import Inquiry
 from coordinator.ledger import Ledger
 from coordinator.metrics import Metrics
 from coordinator.protocol.transaction import Decision, Transaction
@@ -72,6 +73,7 @@ class Api:
         log: ReplicatedLog,
         clock: Clock,
         metrics: Metrics,
+        inquiry: Inquiry,
         tls: ssl.SSLContext | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -84,7 +86,9 @@ class Api:
         self._clock = clock
         self._metrics = metrics
         self._relay = Relay(config=config, driver=driver, log=log, clock=clock, tls=tls)
-        self._copying = Copying(config=config, driver=driver, ledger=ledger, clock=clock, relay=self._relay)
+        self._copying = Copying(
+            config=config, driver=driver, ledger=ledger, clock=clock, relay=self._relay, inquiry=inquiry
+        )
 
     def application(self) -> web.Application:
         """An aiohttp application with all routes."""
@@ -381,6 +385,7 @@ class Api:
                 "nodes": nodes,
                 "in_flight": self._driver.in_flight,
                 "trouble": trouble,
+                "reconciling": self._ledger.lost is not None,
             }
         )
 
@@ -390,7 +395,7 @@ class Api:
             return self._driver.leading
         if self._config.node in self._log.joining():
             return False
-        return leadership.leader is not None and self._ledger.epoch == leadership.term
+        return leadership.leader is not None and self._ledger.epoch == self._ledger.epoch_base + leadership.term
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         return answer({"status": "ok"})

@@ -35,6 +35,7 @@ from coordinator.errors import (
     Conflict,
     Gone,
     NotBeforeUpgrade,
+    NotEmpty,
     NotFound,
     NotKnownYet,
     NotLeader,
@@ -51,6 +52,7 @@ from coordinator.protocol.entries import (
     Beginning,
     Begun,
     BranchPlan,
+    CopyInstalled,
     Decided,
     Ended,
     Enlisted,
@@ -59,7 +61,9 @@ from coordinator.protocol.entries import (
     Header,
     Opened,
     Raised,
+    Reconciled,
     Registered,
+    RestoreEntry,
     Sealed,
     TookOver,
     Unregistered,
@@ -176,6 +180,10 @@ class Driver:
         self._raising = False
         self._behind: dict[str, int] = {}
         """Nodes that announce less than the cluster's level, as far as people were told."""
+        self._released: set[str] = set()
+        """Of what was undecided in a copy, what goes the normal way."""
+        self._restored_at = 0
+        """When the last restore was that this node knows of, in milliseconds since 1970."""
         self._reigns = 0
         """How often this node has led: what it proposed in an earlier reign is no business of the present one."""
         self._timers: set[asyncio.TimerHandle] = set()
@@ -287,6 +295,8 @@ class Driver:
         txn = self._ledger.get(gid)
         if txn is None:
             raise self._absent(gid)
+        if txn.decision is None and self._is_restored(gid):
+            raise _being_found_out(gid)
         if _enlisted(txn, branch, participant):
             return txn
         if len(txn.branches) + self._enlisting[gid] >= self._limits.max_branches:
@@ -322,6 +332,8 @@ class Driver:
         txn = self._ledger.get(gid)
         if txn is None:
             raise self._absent(gid)
+        if txn.decision is None and self._is_restored(gid):
+            raise _being_found_out(gid)
         if txn.active and txn.has_branches(branches):
             applied = await self._proposed(Sealed(gid=gid, branches=branches), 200 + 70 * len(branches))
             if applied.txn is None:
@@ -372,6 +384,8 @@ class Driver:
         if txn is None:
             raise self._absent(gid)
         running = self._running.get(gid)
+        if txn.decision is None and self._is_restored(gid):
+            raise _being_found_out(gid)
         if txn.decision is None and running is not None:
             self._note(running, running.tally.asked_to_abort(reason))
             await self.wait_decided(gid, timeout_s)
@@ -398,6 +412,8 @@ class Driver:
                 raise self._absent(gid)
             case Knowledge.ASK_LEADER:
                 return await self._settle(gid)
+            case Knowledge.LOST:
+                raise _being_found_out(gid)
 
     async def _settle(self, gid: str) -> Decision:
         self._require_leading()
@@ -429,6 +445,8 @@ class Driver:
         knowledge = self._ledger.knowledge(gid)
         if knowledge is Knowledge.FORGOTTEN:
             return Gone(f"{gid} has been forgotten, or never was; its retention time is over")
+        if knowledge is Knowledge.LOST:
+            return _being_found_out(gid)
         if knowledge is Knowledge.FOREIGN:
             return NotFound(f"{gid[:100]!r} is not a gid of cluster {self._config.cluster}")
         return NotFound(f"there is no transaction {gid}")
@@ -548,7 +566,7 @@ class Driver:
     # -------------------------------------------------------------------------------------------- leadership
 
     def _leadership(self, leadership: Leadership) -> None:
-        if self._epoch is not None and not (leadership.is_leader and leadership.term == self._epoch):
+        if self._epoch is not None and not (leadership.is_leader and self._epoch_of(leadership.term) == self._epoch):
             self._step_down()
         if leadership.is_leader and self._claimed != leadership.term:
             self._claim(leadership.term)
@@ -580,6 +598,10 @@ class Driver:
             if not future.done():
                 future.set_result(None)
 
+    def _epoch_of(self, term: int) -> int:
+        """What the ledger calls the reign of that term's leader."""
+        return self._ledger.epoch_base + term
+
     def _claim(self, term: int) -> None:
         """Propose the barrier. Its application, in `applied`, is where driving starts."""
         leadership = self._log.leadership()
@@ -590,25 +612,27 @@ class Driver:
         level = self._understood()
         if level > self._ledger.level:
             entries.append(Raised(level=level))  # it costs nobody a round of its own; if it was raised before, nothing
-        future = self._log.propose(encode_command(Header(epoch=term, at=self._clock.wall_ms()), entries))
+        future = self._log.propose(
+            encode_command(Header(epoch=self._epoch_of(term), at=self._clock.wall_ms()), entries)
+        )
         future.add_done_callback(lambda done: self._claim_done(term, done))
 
     def _claim_done(self, term: int, done: asyncio.Future[object]) -> None:
         if done.cancelled():
             return
         error = done.exception()
-        if error is not None and self._epoch != term and self._claimed == term:
+        if error is not None and self._epoch != self._epoch_of(term) and self._claimed == term:
             _log.warning("taking over as leader of term %d: %s; trying again", term, error)
             self._later(RETRY_PROPOSAL_S, self._claim_again, term)
 
     def _claim_again(self, term: int) -> None:
-        if self._epoch != term and self._claimed == term:
+        if self._epoch != self._epoch_of(term) and self._claimed == term:
             self._claim(term)
 
     def _take_over(self, epoch: int) -> None:
         """Past the barrier: all that was committed before is applied. Finish what is unfinished."""
         leadership = self._log.leadership()
-        if not leadership.is_leader or leadership.term != epoch:
+        if not leadership.is_leader or self._epoch_of(leadership.term) != epoch:
             return
         self._epoch = epoch
         if self._numbered != epoch:
@@ -655,6 +679,7 @@ class Driver:
         self._courier.clear()
         self._deadlines.clear()
         self._running.clear()
+        self._released.clear()
         self._undecided = 0
         self._under_way = 0
         self._forgetting = False
@@ -683,12 +708,17 @@ class Driver:
                 continue
             match entry:
                 case TookOver():
-                    if entry.node == self._config.node and self._ledger.epoch == self._claimed:
+                    claimed = None if self._claimed is None else self._epoch_of(self._claimed)
+                    if entry.node == self._config.node and self._ledger.epoch == claimed:
                         # A TookOver whose fate was unknown was proposed again: it starts the epoch only once.
-                        if self._epoch != self._claimed:
+                        if self._epoch != claimed:
                             self._take_over(self._ledger.epoch)
                     elif self._epoch is not None:
                         self._step_down()
+                case CopyInstalled():
+                    self._installed()
+                case Reconciled() if txn is None:
+                    self._dropped(entry.gid)
                 case Registered():
                     if self._epoch is not None and entry.name in self._ledger.participants:
                         self._courier.moved(self._ledger.participants[entry.name])
@@ -710,6 +740,27 @@ class Driver:
                 if txn is None or (txn.decision if waiters is self._decided_waiters else txn.ended_at) is not None:
                     _resolve(waiters, gid)
         self._wake_leadership_waiters()
+
+    def _installed(self) -> None:
+        """A copy has become the state, and epochs have a new base: whoever leads takes over anew."""
+        self._step_down()
+        self._released.clear()
+        leadership = self._log.leadership()
+        if leadership.is_leader:
+            self._claim(leadership.term)
+        self._wake_leadership_waiters()
+
+    def _dropped(self, gid: str) -> None:
+        """Nobody knows how it ended, and it has left the ledger."""
+        running = self._running.pop(gid, None)
+        if running is not None:
+            self._undecided -= 1
+            self._active.discard(_number(running.txn))
+            self._metrics.active.set(len(self._active))
+            self._metrics.in_flight.set(len(self._running))
+            self._deadlines.cancel(gid)
+        _resolve(self._decided_waiters, gid)
+        _resolve(self._ended_waiters, gid)
 
     def _advanced(self, txn: Transaction) -> None:
         if txn.decision is not None:
@@ -777,8 +828,48 @@ class Driver:
             heapq.heappush(self._oldest_active, _number(txn))
             self._metrics.active.set(len(self._active))
         self._metrics.in_flight.set(len(self._running))
+        if self._is_held(txn):
+            return
         self._perform(running)
         self._consider(running)
+
+    def _is_held(self, txn: Transaction) -> bool:
+        """Whether it may have been decided after the copy was made that this cluster was restored from.
+
+        Its participants are asked what they know before anybody is asked to prepare: see `reconcile.py`.
+        """
+        return txn.decision is None and self._is_restored(txn.gid) and txn.gid not in self._released
+
+    def _is_restored(self, gid: str) -> bool:
+        """Whether it is older than a restore that is not reconciled yet."""
+        lost = self._ledger.lost
+        parsed = None if lost is None else self._ledger.own_gid(gid)
+        return parsed is not None and lost is not None and parsed.number in lost
+
+    def release(self, gid: str) -> None:
+        """A transaction that was held goes the normal way: but for its deadline, which may have been met."""
+        running = self._running.get(gid)
+        if running is None or not self._is_held(running.txn):
+            return
+        self._released.add(gid)
+        self._perform(running)
+        self._consider(running)
+
+    def require_restorable(self) -> None:
+        """Raises `NotLeader`, `NotBeforeUpgrade`, and `NotEmpty` when there has been a transaction."""
+        self._require_leading()
+        self._require_level(2, "restores")
+        if not self._ledger.is_fresh:
+            raise NotEmpty(
+                "this cluster has had transactions, and a copy never takes the place of any; nothing was done. Restore "
+                "into a new cluster of the same name (docs/RECOVERY.md)"
+            )
+
+    async def log(self, entry: RestoreEntry, size: int) -> Applied:
+        """What came of an entry of a restore, or of what follows one. Raises `NotLeader`, `OutcomeUnknown`, ..."""
+        self._require_leading()
+        self._require_level(2, "restores")
+        return await self._proposed(entry, size)
 
     def _name_participants(self, number: int, txn: Transaction) -> None:
         for branch in txn.branches:
@@ -797,6 +888,8 @@ class Driver:
         expires_s: float | None = None
         for effect in PROTOCOLS[txn.protocol].owed(txn):
             match effect:
+                case SetDeadline() if self._is_restored(txn.gid):
+                    pass  # it may have been committed long ago: only its participants can tell
                 case SetDeadline():
                     # A date of another node's clock becomes a duration here, and never a longer one than was asked for.
                     left_ms = min(max(0, effect.at - self._clock.wall_ms()), txn.timeout_ms)
@@ -826,6 +919,8 @@ class Driver:
                 heapq.heappop(self._oldest_active)
             oldest = min([numbers[0], *self._oldest_active[:1]])
             floor = str(Gid.of_number(self._config.cluster, oldest))
+        if self._ledger.lost is not None:
+            floor = None  # what it would drop may be the only trace of a commit
         return Stamp(epoch=self._epoch or 0, floor=floor, coordinators=self._coordinators)
 
     def _heard(self, answers: list[Answer]) -> None:
@@ -986,7 +1081,7 @@ class Driver:
         if self._perhaps_begun:
             # What has not begun before a later one never will: the ledger begins transactions in order.
             self._perhaps_begun = {one for one in self._perhaps_begun if one > self._last_begun}
-        if self._epoch is not None and not self._draining and not self._forgetting:
+        if self._epoch is not None and not self._draining and not self._forgetting and not self._keeps_all():
             before = self._clock.wall_ms() - int(self._limits.retention_s * 1000)
             floor = self._ledger.floor
             found = 0
@@ -1020,6 +1115,14 @@ class Driver:
                     level,
                 )
         self._behind = behind
+
+    def _keeps_all(self) -> bool:
+        """After a restore clients come back to ask what became of their requests, which are to be found if room is."""
+        lost = self._ledger.lost
+        if lost is not None:
+            self._restored_at = lost.since
+        age_ms = self._clock.wall_ms() - self._restored_at
+        return age_ms < self._limits.retention_s * 1000 and len(self._ledger) < self._limits.max_retained / 2
 
     def _forgot(self, done: asyncio.Future[Applied]) -> None:
         self._forgetting = False
@@ -1068,6 +1171,13 @@ def _other_branches(txn: Transaction) -> Conflict:
     names = ", ".join(branch.name for branch in txn.branches) or "none"
     done = "nothing was done: enlist what is missing, or abort" if txn.active else f"it is {txn.state}"
     return Conflict(f"the branches of {txn.gid} are: {names}; {done}", code="branches_differ")
+
+
+def _being_found_out(gid: str) -> NotKnownYet:
+    return NotKnownYet(
+        f"{gid} may have begun after the copy was made that this cluster was restored from; what became of it is being "
+        "found out from the participants, see GET /v1/reconciliation"
+    )
 
 
 def _unknown_participant(name: str) -> Unprocessable:

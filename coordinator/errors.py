@@ -80,6 +80,12 @@ class Conflict(Definite):
         self.code = code
 
 
+class NotEmpty(Definite):
+    """A copy can be restored only where nothing ever was."""
+
+    code, status, title = "not_empty", 409, "Not empty"
+
+
 class Gone(Definite):
     """It was there, and has been forgotten after its retention time."""
 
@@ -143,6 +149,13 @@ class NotBeforeUpgrade(Definite):
 
     code, status, title = "not_before_upgrade", 503, "Not before all nodes are upgraded"
     retry_after_s = 5.0
+
+
+class NotRestored(Definite):
+    """A restore was begun and not finished: nothing of it stays."""
+
+    code, status, title = "not_restored", 503, "Not restored"
+    retry_after_s = 1.0
 
 
 class OutcomeUnknown(Indefinite):

@@ -24,6 +24,7 @@ below the floor can begin any more.
     not in the table, older epoch        aborted (presumed), from any node
     not in the table, a newer one is     aborted (presumed), from any node: it would begin out of order
     not in the table, current epoch      only the leader past its barrier can tell
+    not in the table, in a lost range    not known yet, see `lost.py`: after a restore, before all the others
 
 What is not understood
 ----------------------
@@ -49,7 +50,7 @@ walk them. The table is keyed by gid number and ordered by it, because transacti
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
 
@@ -57,21 +58,27 @@ import msgpack
 
 from cluster.replication.log import NeedsNewer
 from coordinator.codec import Malformed, Newer, RecordCodec
+from coordinator.copies import NO_DIGEST, chained
 from coordinator.levels import NEWEST, OLDEST, level_of
+from coordinator.lost import EPOCH_MARGIN, EPOCH_MAX, LostRange, first_of, last_below
 from coordinator.protocol.entries import (
     Beginning,
     Begun,
     BranchPlan,
     BranchVote,
     ContradictionSeen,
+    CopyInstalled,
+    CopyPiece,
     Decided,
     Ended,
     Enlisted,
     Entry,
     Forgotten,
     Header,
+    LostRangeNoted,
     Opened,
     Raised,
+    Reconciled,
     Registered,
     Sealed,
     TookOver,
@@ -108,6 +115,10 @@ ENTRIES: Final = RecordCodec(
         16: Opened,
         17: Enlisted,
         18: Sealed,
+        12: CopyPiece,
+        13: CopyInstalled,
+        14: Reconciled,
+        15: LostRangeNoted,
     }
 )
 
@@ -192,7 +203,18 @@ class Knowledge(Enum):
     UNDECIDED = "undecided"
     FORGOTTEN = "forgotten"
     ASK_LEADER = "only the leader can tell"
+    LOST = "of what is found out after a restore"
     FOREIGN = "not a gid of this cluster"
+
+
+@dataclass(slots=True, eq=False)
+class Staged:
+    """A copy on its way in: how much of it has come, and what that amounts to."""
+
+    restore: str
+    ledger: "Ledger"
+    count: int = 0
+    digest: bytes = NO_DIGEST
 
 
 class Ledger:
@@ -218,6 +240,13 @@ class Ledger:
         self.unfinished: dict[int, Transaction] = {}
         self._table = Rows()
         """Every known gid number, in order; the packed transaction once it has ended, None while it has not."""
+        self.epoch_base = 0
+        """Epochs are Raft terms and this; only a restore changes it."""
+        self.lost: LostRange | None = None
+        """What is being found out since a restore."""
+        self.staged: Staged | None = None
+        self._expected: int | None = None
+        """While it is being decoded: how many transactions there will be; None before the first piece."""
 
     # -------------------------------------------------------------------------------------------- applying
 
@@ -270,12 +299,22 @@ class Ledger:
                 return self._forget(entry)
             case Raised():
                 return self._raise(entry)
+            case CopyPiece():
+                return self._stage(entry)
+            case CopyInstalled():
+                return self._install(header, entry)
+            case Reconciled():
+                return self._reconcile(header, entry)
+            case LostRangeNoted():
+                return self._note_lost(entry)
 
     def _take_over(self, header: Header, entry: TookOver) -> Applied:
         if header.epoch == self.epoch and self.leader != entry.node:
             # Raft elects one leader a term; a second claim to one epoch would be its failure, and is not honoured.
             _log.critical("%s claims epoch %d, which %s has", entry.node, header.epoch, self.leader)
             return Applied(entry=entry, verdict=Verdict.FENCED)
+        if header.epoch > self.epoch:
+            self.staged = None  # a restore ends with the leader that it came by; a later one starts over
         self.epoch, self.leader = header.epoch, entry.node
         return Applied(entry=entry, verdict=Verdict.APPLIED)
 
@@ -374,9 +413,128 @@ class Ledger:
         self.level = entry.level
         return Applied(entry=entry, verdict=Verdict.APPLIED)
 
+    # -------------------------------------------------------------------------------------------- restoring
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether there never was a transaction: only then a copy can take its place."""
+        return not len(self._table) and self.floor < 0 and self.lost is None and not self.epoch_base
+
+    def _stage(self, entry: CopyPiece) -> Applied:
+        """Decoded as they come, so that installing them takes no time."""
+        if entry.index == 0:
+            # It understands no more than all replicas do, whatever software each of them runs.
+            self.staged = Staged(entry.restore, Ledger(self.cluster, understands=self.level))
+        staged = self.staged
+        if staged is None or staged.restore != entry.restore or staged.count != entry.index:
+            self.staged = None
+            return Applied(entry=entry, verdict=Verdict.UNCHANGED, detail="a piece before it is missing")
+        try:
+            staged.ledger.feed(entry.data)
+        except (Malformed, NeedsNewer) as error:
+            self.staged = None
+            return Applied(entry=entry, verdict=Verdict.MALFORMED, detail=str(error))
+        staged.count += 1
+        staged.digest = chained(staged.digest, entry.data)
+        return Applied(entry=entry, verdict=Verdict.APPLIED)
+
+    def _install(self, header: Header, entry: CopyInstalled) -> Applied:
+        staged = self.staged
+        if staged is not None and staged.restore != entry.restore:
+            return Applied(entry=entry, verdict=Verdict.UNCHANGED, detail="another restore has begun")
+        self.staged = None
+        if staged is None or (staged.restore, staged.count, staged.digest) != (
+            entry.restore,
+            entry.pieces,
+            entry.digest,
+        ):
+            return Applied(entry=entry, verdict=Verdict.UNCHANGED, detail="pieces of the copy are missing")
+        copy = staged.ledger
+        if not self.is_fresh:
+            return Applied(entry=entry, verdict=Verdict.UNCHANGED, detail="this cluster has had transactions")
+        if not copy.is_whole:
+            return Applied(entry=entry, verdict=Verdict.MALFORMED, detail="transactions of the copy are missing")
+        if not max(self.epoch, copy.epoch) < entry.epoch_base <= EPOCH_MAX - EPOCH_MARGIN:
+            return Applied(entry=entry, verdict=Verdict.MALFORMED, detail="the base is not above the copy's epoch")
+        undecided = [number for number, txn in copy.unfinished.items() if txn.decision is None]
+        newest, table = copy._newest(), copy._table  # noqa: SLF001  # one ledger's from another's
+        low = min([max(newest + 1, copy.floor + 1, first_of(copy.epoch)), *undecided])
+        if copy.lost is not None:
+            low = min(low, copy.lost.low)
+        self.lost = LostRange(low=low, high=last_below(entry.epoch_base), since=header.at)
+        # Who has registered here by now is where it says, and not where it was.
+        self.participants = {**copy.participants, **self.participants}
+        self.floor, self.keys, self.unfinished, self._table = copy.floor, copy.keys, copy.unfinished, table
+        self.level = max(self.level, copy.level)
+        self.epoch = self.epoch_base = entry.epoch_base
+        return Applied(entry=entry, verdict=Verdict.APPLIED)
+
+    def _reconcile(self, header: Header, entry: Reconciled) -> Applied:
+        gid = self.own_gid(entry.gid)
+        if gid is None or self.lost is None or gid.number not in self.lost:
+            return Applied(entry=entry, verdict=Verdict.UNCHANGED)
+        before = self._at(gid.number)
+        if before is None:
+            return self._find(header, entry, gid)
+        if before.decision is not None:
+            return Applied(entry=entry, verdict=Verdict.UNCHANGED, txn=before)
+        if entry.decision is None:
+            del self.unfinished[gid.number], self._table[gid.number]
+            if before.key is not None and self.keys.get(before.key) == gid.number:
+                del self.keys[before.key]
+            return Applied(entry=entry, verdict=Verdict.APPLIED)
+        decided = Decided(gid=entry.gid, decision=entry.decision, reason=entry.reason, votes=entry.votes)
+        after = PROTOCOLS[before.protocol].evolve(before, decided, header)
+        if after is None or after is before:
+            return Applied(entry=entry, verdict=Verdict.UNCHANGED, txn=before)
+        self._store(gid.number, after)
+        return Applied(entry=entry, verdict=Verdict.APPLIED, txn=after)
+
+    def _find(self, header: Header, entry: Reconciled, gid: Gid) -> Applied:
+        """One that the copy knows nothing of: what its participants hold is all that will be known of it."""
+        votes = {vote.branch: vote.vote for vote in entry.votes}
+        names = [plan.name for plan in entry.branches]
+        known = len(set(names)) == len(names) and all(votes.get(name) is VoteKind.PREPARED for name in names)
+        if entry.decision is None or not names or not known:
+            return Applied(entry=entry, verdict=Verdict.MALFORMED)
+        for plan in entry.branches:
+            if plan.participant not in self.participants:
+                return Applied(entry=entry, verdict=Verdict.UNKNOWN_PARTICIPANT, detail=plan.participant)
+        txn = Transaction(
+            gid=entry.gid,
+            protocol="2pc",
+            epoch=gid.epoch,
+            branches=tuple(
+                Branch(name=plan.name, participant=plan.participant, vote=VoteKind.PREPARED) for plan in entry.branches
+            ),
+            timeout_ms=0,
+            started_at=header.at,
+            decision=entry.decision,
+            reason=entry.reason,
+            decided_at=header.at,
+        )
+        self._store(gid.number, txn)
+        return Applied(entry=entry, verdict=Verdict.APPLIED, txn=txn)
+
+    def _note_lost(self, entry: LostRangeNoted) -> Applied:
+        lost = self.lost
+        if lost is None:
+            return Applied(entry=entry, verdict=Verdict.UNCHANGED)
+        if entry.without is not None:
+            if entry.without not in lost.without:
+                self.lost = replace(lost, without=tuple(sorted({*lost.without, entry.without})))
+            return Applied(entry=entry, verdict=Verdict.APPLIED)
+        if not entry.closed or any(number in lost and txn.decision is None for number, txn in self.unfinished.items()):
+            return Applied(entry=entry, verdict=Verdict.UNCHANGED)
+        self.lost, self.floor = None, max(self.floor, lost.high)
+        return Applied(entry=entry, verdict=Verdict.APPLIED)
+
     def _store(self, number: int, txn: Transaction) -> None:
         if txn.ended_at is None:
+            ascends = number in self.unfinished or number > next(reversed(self.unfinished), -1)
             self.unfinished[number] = txn
+            if not ascends:
+                self.unfinished = dict(sorted(self.unfinished.items()))
             self._table[number] = None
         else:
             self.unfinished.pop(number, None)
@@ -423,6 +581,8 @@ class Ledger:
             if txn.decision is None:
                 return Knowledge.UNDECIDED
             return Knowledge.COMMITTED if txn.decision is Decision.COMMIT else Knowledge.ABORTED
+        if self.lost is not None and gid.number in self.lost:
+            return Knowledge.LOST
         if gid.number <= self.floor:
             return Knowledge.FORGOTTEN
         if gid.epoch < self.epoch or gid.number < self._newest():
@@ -496,13 +656,24 @@ class Ledger:
             self.leader,
             self.floor,
             [RECORDS.to_plain(participant) for participant in self.participants.values()],
-            len(self._table),
+            len(self._table) if self._expected is None else self._expected,
         ]
         chunks, unfinished = self._table.freeze(), dict(self.unfinished)
         chunks.reverse()
+        more: dict[str, Any] = {}
+        if self.epoch_base or self.lost is not None:
+            more["restored"] = [self.epoch_base, None if self.lost is None else self.lost.to_plain()]
+        staged = None
+        if self.staged is not None:
+            more["staged"] = [self.staged.restore, self.staged.count, self.staged.digest]
+            staged = self.staged.ledger.snapshot() if self.staged.count else None
 
         def encode() -> Iterator[bytes]:
             yield msgpack.packb(head)
+            if more:
+                yield msgpack.packb(more)
+            for piece in staged() if staged is not None else ():
+                yield msgpack.packb({"piece": piece})
             while chunks:
                 # Let go of one after the other: freeing a million rows at once takes time.
                 place, chunk = chunks.pop()
@@ -520,34 +691,67 @@ class Ledger:
 
         Raises `Malformed`, or `NeedsNewer` when newer software has written it; nothing has changed then.
         """
+        made = Ledger(self.cluster, understands=self.understands)
         try:
-            parts = iter(pieces)
-            level, (cluster, epoch, leader, floor, participants, count) = self._restored_head(next(parts, b""))
-            if cluster != self.cluster:
-                raise Malformed("of another cluster")
-            if not all(type(number) is int for number in (epoch, floor, count)):
-                raise Malformed("something else where a number should be")
-            names = _restored_participants(participants)
-            table, keys = Rows(), Keys()
-            unfinished: dict[int, Transaction] = {}
-            for part in parts:
-                _restore_rows(msgpack.unpackb(part), table, unfinished, keys)
-            if len(table) != count:
-                raise Malformed(f"{len(table)} transactions where {count} should be")
+            for piece in pieces:
+                made.feed(piece)
         except Newer as error:
             raise NeedsNewer(_needs_newer(f"the snapshot holds {error}", self.understands)) from error
-        except (ValueError, TypeError, AttributeError, msgpack.exceptions.UnpackException) as error:
-            raise Malformed(f"not a state: {error}") from error
+        if not made.is_whole:
+            raise Malformed("not a state: transactions are missing, or there are too many")
 
         def put() -> object:
-            replaced = self.participants, self.keys, self._table, self.unfinished
-            self.level, self.epoch, self.leader, self.floor = level, epoch, leader, floor
-            self.participants, self.keys, self._table, self.unfinished = names, keys, table, unfinished
+            replaced = self.participants, self.keys, self._table, self.unfinished, self.staged
+            self.level, self.epoch, self.leader, self.floor = made.level, made.epoch, made.leader, made.floor
+            self.participants, self.keys, self._table = made.participants, made.keys, made._table
+            self.unfinished, self.staged = made.unfinished, made.staged
+            self.epoch_base, self.lost = made.epoch_base, made.lost
             if self.on_restored is not None:
                 self.on_restored()
             return replaced
 
         return put
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all transactions have come that the first piece announced."""
+        return len(self._table) == self._expected
+
+    def feed(self, piece: bytes) -> None:
+        """Decode the next piece of a snapshot into this ledger, which is new. Raises `Malformed`, `NeedsNewer`."""
+        try:
+            if self._expected is None:
+                self.level, (cluster, epoch, leader, floor, participants, count) = self._restored_head(piece)
+                if cluster != self.cluster:
+                    raise Malformed("of another cluster")
+                if not all(type(number) is int for number in (epoch, floor, count)):
+                    raise Malformed("something else where a number should be")
+                self.epoch, self.leader, self.floor = epoch, leader, floor
+                self.participants, self._expected = _restored_participants(participants), count
+                return
+            plain = msgpack.unpackb(piece)
+            if isinstance(plain, dict):
+                self._feed_more(plain)
+            else:
+                _restore_rows(plain, self._table, self.unfinished, self.keys)
+        except Malformed:
+            raise
+        except (ValueError, TypeError, AttributeError, msgpack.exceptions.UnpackException) as error:
+            raise Malformed(f"not a state: {error}") from error
+
+    def _feed_more(self, more: dict[str, Any]) -> None:
+        """What only a cluster has that is being restored, or was."""
+        for name, value in more.items():
+            if name == "restored":
+                self.epoch_base, lost = value
+                self.lost = None if lost is None else LostRange.of(lost)
+            elif name == "staged":
+                restore, count, digest = value
+                self.staged = Staged(restore, Ledger(self.cluster, understands=self.level), count, digest)
+            elif name == "piece" and self.staged is not None:
+                self.staged.ledger.feed(value)
+            else:
+                raise Newer(f"{name[:40]!r} in a state")
 
     def _restored_head(self, piece: bytes) -> tuple[int, list[Any]]:
         """The level, and the rest of the first piece. Raises `Malformed`, `NeedsNewer`, and what bad bytes raise."""
@@ -572,6 +776,9 @@ class Ledger:
         copy.epoch, copy.leader, copy.floor = self.epoch, self.leader, self.floor
         copy.participants, copy.keys = dict(self.participants), self.keys.copy()
         copy.unfinished, copy._table = dict(self.unfinished), self._table.copy()
+        copy.epoch_base, copy.lost, copy._expected = self.epoch_base, self.lost, self._expected
+        if self.staged is not None:
+            copy.staged = replace(self.staged, ledger=self.staged.ledger.fork())
         return copy
 
 

@@ -28,13 +28,17 @@ from coordinator.protocol.entries import (
     BranchPlan,
     BranchVote,
     ContradictionSeen,
+    CopyInstalled,
+    CopyPiece,
     Decided,
     Ended,
     Enlisted,
     Entry,
     Forgotten,
+    LostRangeNoted,
     Opened,
     Raised,
+    Reconciled,
     Registered,
     Sealed,
     TookOver,
@@ -60,6 +64,10 @@ ENTRY_LEVELS: Final[Mapping[type, int]] = {
     Opened: 2,
     Enlisted: 2,
     Sealed: 2,
+    CopyPiece: 2,
+    CopyInstalled: 2,
+    Reconciled: 2,
+    LostRangeNoted: 2,
 }
 """By kind of entry, or of a part of one."""
 

@@ -12,6 +12,7 @@ from coordinator.api import Api
 from coordinator.config import NodeConfig, split_address
 from coordinator.courier import Courier
 from coordinator.driver import Driver
+from coordinator.inquiry import Inquiry
 from coordinator.ledger import Ledger
 from coordinator.listening import listen
 from coordinator.metrics import Metrics
@@ -62,6 +63,7 @@ class Node:
                 rng=self._rng,
             ),
         )
+        self._inquiry = Inquiry(config=config, driver=self.driver, ledger=self.ledger, tls=tls.participants)
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -73,6 +75,7 @@ class Node:
             log=self.log,
             clock=self._clock,
             metrics=self._metrics,
+            inquiry=self._inquiry,
             tls=self._tls.api_client,
             rng=self._rng,
         )
@@ -86,12 +89,14 @@ class Node:
             self._runner, host, port, self._tls.api_server, limits=self.config.limits, timing=self.config.timing
         )
         await self.driver.start()
+        self._inquiry.start()
         _log.info("node %s of cluster %s listens on %s", self.config.node, self.config.cluster, self.config.me.url)
 
     async def abandon(self) -> None:
         """Let go of everything after `start` has failed: nothing was promised yet."""
         if self._runner is not None:
             await self._runner.cleanup()
+        await self._inquiry.stop()
         await self.driver.stop()
 
     async def stop(self) -> None:
@@ -104,4 +109,5 @@ class Node:
         if self._runner is not None:
             # Requests under way are waited for: the new leader's decisions reach this node's ledger and answer them.
             await self._runner.cleanup()
+        await self._inquiry.stop()
         await self.driver.stop()

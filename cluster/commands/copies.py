@@ -1,21 +1,25 @@
-"""`outlast backup`: what a cluster remembers, as one file."""
+"""`outlast backup`, `outlast restore`: what a cluster remembers, as one file, out of it and into a new one."""
 
 import argparse
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from cluster.calls import Answer, Caller, Unreachable, Unverified
-from cluster.cli import FAILED, OK, complain, print_json
+from cluster.calls import Answer, Caller, NotConnected, Unreachable, Unverified
+from cluster.cli import FAILED, OK, UNKNOWN, USAGE, complain, print_json
 from cluster.commands.tx import with_nodes
 from cluster.process import ProcessTrouble
 from coordinator.copies import CopyBroken, CopyHeader, CopyReader
 
 _PART_BYTES: Final = 1 << 20
+_LEADER_S: Final = 30.0
+"""Until a cluster that has just been started counts as one that will not take a copy."""
+_PAUSE_S: Final = 0.2
 _STALL_S: Final = 60.0
 """Until a connection on which nothing moves is given up; a node gives up sooner."""
 
@@ -136,4 +140,119 @@ def _show(arguments: argparse.Namespace, file: Path, header: CopyHeader, size: i
     print(
         f"{file}: a whole copy of the cluster {header.cluster} as of {shown['made_at']}, {size} bytes\n"
         f"  {header.transactions} transactions, {header.undecided} of them undecided; epoch {header.epoch}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------ restore
+
+
+def restore(arguments: argparse.Namespace) -> int:
+    """Put a copy into a new cluster; or look how far finding out is, or leave a participant out."""
+    if arguments.without is not None:
+        return with_nodes(arguments, _leave_out)
+    if arguments.status:
+        return with_nodes(arguments, _status)
+    if arguments.file is None:
+        return complain("name the copy to restore, or use --status", USAGE)
+    header, size = read_copy(arguments.file)
+    return with_nodes(arguments, lambda asked, caller: _restore(asked, caller, header, size))
+
+
+async def _restore(arguments: argparse.Namespace, caller: Caller, header: CopyHeader, size: int) -> int:
+    answer = await put_back(caller, arguments.file, size, above=arguments.above_epoch)
+    if answer.status != 200:
+        if arguments.json:
+            print_json(answer.body)
+        return complain(answer.trouble, UNKNOWN if _is_unknown(answer) else FAILED)
+    if not arguments.json:
+        print(f"restored {header.transactions} transactions; asking the participants what was lost ...", flush=True)
+    found = await found_out(caller, arguments.wait)
+    _show_status(arguments, found)
+    return OK if not found["open"] else _still_open(found)
+
+
+async def put_back(caller: Caller, file: Path, size: int, *, above: int = 0, within_s: float = _LEADER_S) -> Answer:
+    """What the cluster says to a copy; asks again while nothing was done because nobody led, or its level is not there.
+
+    Raises `Unreachable` when it is not known whether it was done, `NotConnected` when nobody was there.
+    """
+    deadline_s = time.monotonic() + within_s
+    while True:
+        last: Answer | NotConnected = NotConnected("no node to ask")
+        for url in caller.urls:
+            try:
+                last = await caller.upload(
+                    f"{url}/v1/restore?above_epoch={above}", parts_of(file), size=size, stall_s=_STALL_S
+                )
+            except NotConnected as error:
+                last = error
+                continue
+            if last.status != 503 or _is_unknown(last):
+                return last
+        if time.monotonic() > deadline_s:
+            if isinstance(last, NotConnected):
+                raise last
+            return last
+        await asyncio.sleep(_PAUSE_S)
+
+
+def _is_unknown(answer: Answer) -> bool:
+    return isinstance(answer.body, dict) and answer.body.get("code") in ("unknown", "internal")
+
+
+async def found_out(caller: Caller, within_s: float) -> dict[str, Any]:
+    """How far finding out what was lost is: once it is over, or after `within_s`. Raises `Unreachable`."""
+    deadline_s = time.monotonic() + within_s
+    while True:
+        answer = await caller.anywhere("GET", "/v1/reconciliation", within_s=_LEADER_S)
+        if answer.status != 200:
+            raise Unreachable(answer.trouble)
+        found: dict[str, Any] = answer.body
+        if not found["open"] or time.monotonic() > deadline_s:
+            return found
+        await asyncio.sleep(_PAUSE_S)
+
+
+async def _status(arguments: argparse.Namespace, caller: Caller) -> int:
+    _show_status(arguments, await found_out(caller, 0.0))
+    return OK
+
+
+async def _leave_out(arguments: argparse.Namespace, caller: Caller) -> int:
+    body = {"without": arguments.without}
+    answer = await caller.anywhere("PUT", "/v1/reconciliation", body=body, within_s=_LEADER_S)
+    if answer.status != 200:
+        return complain(answer.trouble, FAILED)
+    _show_status(arguments, answer.body)
+    return OK
+
+
+def _show_status(arguments: argparse.Namespace, found: dict[str, Any]) -> None:
+    if arguments.json:
+        print_json(found)
+        return
+    for line in status_lines(found):
+        print(line)
+
+
+def status_lines(found: dict[str, Any]) -> Iterator[str]:
+    """How far finding out is, for people."""
+    settled = ", ".join(f"{count} {what}" for what, count in found["settled"].items())
+    if not found["open"]:
+        yield f"nothing is open; found out since this node leads: {settled}"
+        return
+    yield f"open: {found['undecided']} undecided, {found['prepared']} prepared somewhere; found out: {settled}"
+    for name, view in found["participants"].items():
+        if view["trouble"] or view["can_tell"] is False:
+            yield f"  {name}: {view['trouble'] or 'cannot tell what it has committed'}"
+    if found["without"]:
+        yield f"  not waited for: {', '.join(found['without'])}"
+
+
+def _still_open(found: dict[str, Any]) -> int:
+    names = ", ".join(found["waiting_for"]) or "its participants"
+    return complain(
+        f"restored, and not all is found out yet: {names} must answer. It goes on by itself; look with `outlast "
+        "restore --status`, register who has moved, or leave somebody out with --without (docs/RECOVERY.md)",
+        UNKNOWN,
     )

@@ -161,5 +161,57 @@ class Raised:
     level: int
 
 
-HouseEntry = TookOver | Registered | Unregistered | Forgotten | Raised
+# ------------------------------------------------------------------------------------------------ of a restore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyPiece:
+    """A piece of a copy that is to be restored; the first one (`index` 0) takes the place of what came before it.
+
+    restore: tells one try from another.
+    """
+
+    restore: str
+    index: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyInstalled:
+    """All pieces have come: let the copy be the state, if there never was a transaction; else drop them.
+
+    digest: over all pieces, see `coordinator.copies`. epoch_base: epochs are Raft terms plus it from here on.
+    """
+
+    restore: str
+    pieces: int
+    digest: bytes
+    epoch_base: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconciled:
+    """What the participants have told of a transaction that a copy does not know, or holds undecided.
+
+    decision: None when they show that it has ended, and nobody knows how: it leaves the ledger, as if forgotten.
+    branches, votes: those that must hear the decision, where the ledger does not know the branches; payloads are empty.
+    """
+
+    gid: str
+    decision: Decision | None = None
+    reason: str | None = None
+    branches: tuple[BranchPlan, ...] = ()
+    votes: tuple[BranchVote, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostRangeNoted:
+    """The operator says that a participant is not waited for (`without`), or a leader that nothing is open any more."""
+
+    without: str | None = None
+    closed: bool = False
+
+
+RestoreEntry = CopyPiece | CopyInstalled | Reconciled | LostRangeNoted
+HouseEntry = TookOver | Registered | Unregistered | Forgotten | Raised | RestoreEntry
 Entry = TransactionEntry | HouseEntry

@@ -1054,6 +1054,7 @@ async def test_cluster_health_and_readiness(shop: RunningNode) -> None:
         ],
         "in_flight": 0,
         "trouble": None,
+        "reconciling": False,
     }
     assert (await shop.call("GET", "/healthz")).json == {"status": "ok"}
     assert (await shop.call("GET", "/readyz")).json == {"status": "ready"}
