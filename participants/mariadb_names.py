@@ -3,11 +3,12 @@
 XA RECOVER lists the branches of all databases of a server, with nothing but their names. So the name says all that has
 to be known of a branch that nobody remembers:
 
-    gtrid   <gid>.<database>.<connection>     the cluster stands first; 7 letters for the database; who has prepared it
+    gtrid   <gid>_<database>_<connection>     the cluster stands first; 7 letters for the database; who has prepared it
     bqual   <branch>
 
 The connection matters because a prepared branch belongs to the connection that has prepared it for as long as that one
 is open: until then nobody else can finish it. The format id is left at 1: MariaDB does not tell branches apart by it.
+The characters are such that XA RECOVER FORMAT='SQL' shows them as they are.
 
 For an application that prepares a branch on its own connection (`participants.prepared`, `outlast.enlisted`):
 
@@ -34,7 +35,7 @@ _CONNECTION_LIMIT: Final = 2**32
 
 _TAG_CHARS: Final = 7
 _PLAIN: Final = re.compile(rb"[A-Za-z0-9 ._-]*")
-_GTRID: Final = re.compile(r"([a-z0-9-]+)\.([a-z2-7]{7})\.(0|[1-9][0-9]{0,9})", re.ASCII)
+_GTRID: Final = re.compile(r"([a-z0-9-]+)_([a-z2-7]{7})_(0|[1-9][0-9]{0,9})", re.ASCII)
 
 
 class Xid(NamedTuple):
@@ -82,7 +83,7 @@ def xid_of(gid: str, branch: str, *, database: str, connection: int) -> Xid:
         raise ValueError(why)
     if not 0 <= connection < _CONNECTION_LIMIT:
         raise ValueError(f"{connection} is no id of a connection")
-    return Xid(f"{gid}.{database_tag(database)}.{connection}".encode(), branch.encode())
+    return Xid(f"{gid}_{database_tag(database)}_{connection}".encode(), branch.encode())
 
 
 def named(xid: Xid, *, database: str) -> Named | None:
@@ -99,7 +100,7 @@ def named(xid: Xid, *, database: str) -> Named | None:
 
 def pattern(gid: str, branch: str, *, database: str) -> str:
     """For LIKE, with ! as the escape: the text of any statement that may make the branch prepared."""
-    start = _quoted(f"{gid}.{database_tag(database)}.".encode()).removesuffix("'")
+    start = _quoted(f"{gid}_{database_tag(database)}_".encode()).removesuffix("'")
     end = f",{_quoted(branch.encode())}"
     return f"%{_escaped(start)}%{_escaped(end)}%"
 

@@ -136,7 +136,11 @@ def kind_of(dsn: str) -> Kind:
         from participants.shop.on_postgres import POSTGRES
 
         return POSTGRES
-    raise SettingsError(f"a shop is on PostgreSQL or in files, not on {scheme:.20}")
+    if scheme in ("mariadb", "mysql"):
+        from participants.shop.on_mariadb import MARIADB
+
+        return MARIADB
+    raise SettingsError(f"a shop is on PostgreSQL, on MariaDB or in files, not on {scheme:.20}")
 
 
 def fill_at(dsn: str, service: str, table: str, rows: Iterable[Sequence[Any]]) -> None:

@@ -357,7 +357,7 @@ async def test_the_same_branch_of_another_database_is_left_alone(bench, mariadb)
 
 async def test_branches_of_strangers_are_left_alone(bench):
     stranger = await bench.connect()
-    names = ("'shop-1-1'", "'shop-1-1.abcdefg.5','b'", "X'ff00','b'", f"'shop-1-1.{'x' * 40}','b'")
+    names = ("'shop-1-1'", "'shop-1-1_abcdefg_5','b'", "X'ff00','b'", f"'shop-1-1_{'x' * 40}','b'")
     for name in names:
         await stranger.run(f"XA START {name}", "INSERT INTO account VALUES (UUID_SHORT(), 1)", f"XA END {name}")
         await stranger.run(f"XA PREPARE {name}")
