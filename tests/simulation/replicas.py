@@ -213,7 +213,7 @@ class Recorder:
 
 
 class Cluster:
-    """Three replicas, their clients, and their history."""
+    """Three replicas, or more, their clients, and their history."""
 
     def __init__(
         self,
@@ -224,12 +224,14 @@ class Cluster:
         guard_type: type[Guard] = Guard,
         sync_s: tuple[float, float] = (0.0001, 0.003),
         unruly: bool = False,
+        nodes: tuple[str, ...] = NODES,
         **settings: Any,
     ) -> None:
+        self.nodes = nodes
         self.loop = loop
         self.rng = rng
         self.network = Network(loop, rng, unruly=unruly)
-        self.disks = {node: SimulatedDisk(random.Random(rng.random()), where=f"/{node}") for node in NODES}
+        self.disks = {node: SimulatedDisk(random.Random(rng.random()), where=f"/{node}") for node in nodes}
         self.pumps: dict[str, SlowPump] = {}
         self.journals: dict[str, RaftJournal] = {}
         self.logs: dict[str, RaftLog] = {}
@@ -259,7 +261,7 @@ class Cluster:
     async def start(self, node: str, *, rejoin: bool = False) -> None:
         log = self._log_type(
             node=node,
-            peers=[other for other in NODES if other != node],
+            peers=[other for other in self.nodes if other != node],
             transport=SimulatedTransport(self.network, node),
             journal=lambda: self._open(node),
             settings=self.settings,
@@ -329,7 +331,7 @@ class Cluster:
     async def settle(self, limit_s: float = 20.0) -> bool:
         """Heal everything, and wait until every node has applied one more command; False: they never did."""
         self.network.heal()
-        for node in NODES:
+        for node in self.nodes:
             if node not in self.logs:
                 await self.start(node)
         if self._clients:
