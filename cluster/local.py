@@ -25,6 +25,7 @@ from cluster.calls import Caller, Unreachable
 from cluster.layout import Row, Running, Settings, lay_out, locked, read_layout, read_running, write_running
 from cluster.ports import require_free
 from cluster.process import TERM_GRACE_S, Identity, Process, ProcessTrouble, Program, arguments, stop_all
+from cluster.replication.standing import counts
 from cluster.service import READY_S, Service, listening, register
 from coordinator.config import NodeConfig, split_address
 
@@ -340,7 +341,7 @@ class LocalCluster:
         Raises `KeyError`, and `ProcessTrouble` when it runs, a port is in use, or it ends.
         """
         process = self.process(node)
-        is_empty = len(self.nodes) > 1 and not any((self._configs[node].data / "log").glob("*.segment"))
+        is_empty = len(self.nodes) > 1 and not counts(self._configs[node].data / "log")
         async with locked(self.data):
             self.refresh()
             if not process.alive:

@@ -54,9 +54,10 @@ import zlib
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from cluster.replication.disk import Disk
+from cluster.replication.disk import Disk, RealDisk
 from cluster.replication.guard import Message
 from cluster.replication.log import CannotStart
 from cluster.replication.segments import SyncFailed
@@ -136,6 +137,17 @@ def store(disk: Disk, marker: Marker) -> None:
         disk.sync_names()
     except OSError as error:
         raise SyncFailed(f"a rename failed in {disk.where()}: {error}") from error
+
+
+def counts(folder: Path) -> bool:
+    """Whether a node with this folder would start as a voter, as far as can be seen from outside."""
+    if not any(folder.glob("*.segment")):
+        return False
+    try:
+        found = load(RealDisk(folder))
+    except StandingRefused:
+        return True  # it will say so itself
+    return found is None or found.voter
 
 
 def _check(fields: object) -> int:

@@ -3,15 +3,16 @@
 import asyncio
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.replication.disk import File
+from cluster.replication.disk import File, RealDisk
 from cluster.replication.log import CannotStart
 from cluster.replication.raft_journal import RaftJournal
 from cluster.replication.segments import SyncFailed
-from cluster.replication.standing import Marker, Standing, StandingRefused, at_start, load, store
+from cluster.replication.standing import Marker, Standing, StandingRefused, at_start, counts, load, store
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.pumps import instant_journal
 from tests.unit.test_raft import Alone, alone
@@ -120,6 +121,22 @@ def test_what_is_refused(
         begin(disk, has_log=has_log, has_history=has_history, rejoin=rejoin)
     assert "Nothing was changed" in str(refused.value)
     assert load(disk) == marker
+
+
+def test_what_can_be_seen_from_outside(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    assert not counts(folder)
+    assert not folder.exists()
+    disk = RealDisk(folder)
+    assert not counts(folder)
+    (folder / "0000000000000001.segment").touch()
+    assert counts(folder)
+    store(disk, EMPTY)
+    assert not counts(folder)
+    store(disk, VOTER)
+    assert counts(folder)
+    (folder / "standing").write_text("nonsense")
+    assert counts(folder)
 
 
 # Founding.
