@@ -1,11 +1,13 @@
 """How long it takes until everything is over when the leader is gone: a real cluster, real signals.
 
-    python -m tests.bench.failover [--kills 50] [--large-kills 5] [--json FILE]
+    python -m tests.bench.failover [--kills 50] [--large-kills 5] [--cuts 10] [--json FILE]
 
 Two participants hold nothing and vote prepared on everything. Transactions are begun, one branch of each is prepared,
 the prepares of the other wait on their way. Then the leader is gone, and what waited is lost. The clock runs until a
-new leader has asked again, decided them all, and every branch has heard it. A *kill* is SIGKILL; a *silent* host is
-SIGSTOP: nothing is closed, nobody is told. *transfer* is the time until another node leads, asked for by SIGTERM.
+new leader has asked again, decided them all, and every branch has heard it. A *kill* is SIGKILL; a *silent* process is
+SIGSTOP: nothing is closed, nobody is told. *cut* is the same for a whole host: each node has a network of its own, with
+TLS and a token, and all that the leader sends or is sent is lost (it takes root, and is left out otherwise). *transfer*
+is the time until another node leads, asked for by SIGTERM.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from cluster.local import LocalCluster
 from cluster.ports import HOST, free_ports
 from cluster.service import Service
 from cluster.tap import Tap, is_prepare
+from tests.support.net_cluster import NetCluster
+from tests.support.networks import Network, why_not
 
 LIMIT_S = 60.0
 NAMES = ("null-a", "null-b")
@@ -61,8 +65,8 @@ class Bench:
         """Branches that have not heard."""
         return sum(1 for tap in self.taps for times in tap.branches.values() if times.finished_s is None)
 
-    async def round(self, count: int, how: signal.Signals) -> float:
-        """Seconds from the signal to the end of the last of `count` transactions."""
+    async def round(self, count: int, how: signal.Signals | Network) -> float:
+        """Seconds from the leader's loss to the end of the last of `count` transactions."""
         for tap in self.taps:
             tap.branches.clear()
         leader = await self.cluster.wait_for_leader(within_s=LIMIT_S)
@@ -72,13 +76,18 @@ class Bench:
         identity = self.cluster.process(leader.node).identity
         assert identity is not None
         began_s = time.monotonic()
-        identity.signal(how)
+        if isinstance(how, Network):
+            how.cut_off(leader.node)
+        else:
+            identity.signal(how)
         hold.drop()
         await self._until(
             lambda: all(len(tap.branches) == count for tap in self.taps) and self.open() == 0,
         )
         took_s = max(times.finished_s or 0.0 for tap in self.taps for times in tap.branches.values()) - began_s
-        if how is signal.SIGSTOP:
+        if isinstance(how, Network):
+            how.heal()
+        elif how is signal.SIGSTOP:
             identity.signal(signal.SIGCONT)
         else:
             await self.cluster.kill(leader.node)
@@ -136,28 +145,39 @@ def figures(what: str, goal: str, samples: Sequence[float]) -> dict[str, Any]:
     }
 
 
+@contextlib.asynccontextmanager
+async def stage(folder: Path, cluster: LocalCluster, *, host: str = HOST) -> AsyncIterator[Bench]:
+    """A cluster, and the two participants, whose taps listen on `host`."""
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(cluster)
+        caller = await stack.enter_async_context(cluster.caller())
+        taps = []
+        for participant, port in zip(NAMES, free_ports(2), strict=True):
+            service = Service(
+                participant,
+                module="participants",
+                arguments=("null", "--port", str(port)),
+                url=f"http://{HOST}:{port}",
+                folder=folder / participant,
+            )
+            await service.start()
+            stack.push_async_callback(service.stop)
+            tap = await stack.enter_async_context(Tap(service.url, name=participant, host=host))
+            await service.register(cluster.urls, url=tap.url, token=cluster.token, ca=cluster.ca)
+            taps.append(tap)
+        yield Bench(folder, cluster, caller, taps)
+
+
 async def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
+
+    def row(what: str, goal: str, samples: Sequence[float]) -> None:
+        rows.append(figures(what, goal, samples))
+        show(rows[-1])
+
     with tempfile.TemporaryDirectory(prefix="outlast-failover-") as name:
         folder = Path(name)
-        async with contextlib.AsyncExitStack() as stack:
-            cluster = await stack.enter_async_context(LocalCluster(folder / "cluster"))
-            caller = await stack.enter_async_context(Caller())
-            taps = []
-            for participant, port in zip(NAMES, free_ports(2), strict=True):
-                service = Service(
-                    participant,
-                    module="participants",
-                    arguments=("null", "--port", str(port)),
-                    url=f"http://{HOST}:{port}",
-                    folder=folder / participant,
-                )
-                await service.start()
-                stack.push_async_callback(service.stop)
-                tap = await stack.enter_async_context(Tap(service.url, name=participant))
-                await service.register(cluster.urls, url=tap.url)
-                taps.append(tap)
-            bench = Bench(folder, cluster, caller, taps)
+        async with stage(folder, LocalCluster(folder / "cluster")) as bench:
             await bench.round(3, signal.SIGKILL)  # warms everything up
             plan = (
                 ("kill, 10 in flight", "median 120, p99 300", arguments.kills, 10, signal.SIGKILL),
@@ -166,12 +186,17 @@ async def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             )
             for what, goal, times, count, how in plan:
                 if times:
-                    rows.append(figures(what, goal, [await bench.round(count, how) for _ in range(times)]))
-                    show(rows[-1])
+                    row(what, goal, [await bench.round(count, how) for _ in range(times)])
             if arguments.transfers:
-                samples = [await bench.transfer() for _ in range(arguments.transfers)]
-                rows.append(figures("transfer (SIGTERM)", "100", samples))
-                show(rows[-1])
+                row("transfer (SIGTERM)", "100", [await bench.transfer() for _ in range(arguments.transfers)])
+        if arguments.cuts and (missing := why_not()) is not None:
+            print(f"cut: left out, {missing}", flush=True)
+        elif arguments.cuts:
+            with Network("n1", "n2", "n3") as network:
+                cluster = NetCluster(folder / "apart", network)
+                async with stage(folder, cluster, host=network.here) as bench:
+                    await bench.round(3, network)
+                    row("cut, 10 in flight", "1,200", [await bench.round(10, network) for _ in range(arguments.cuts)])
     return rows
 
 
@@ -188,6 +213,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--large-kills", type=int, default=5)
     parser.add_argument("--silences", type=int, default=10)
+    parser.add_argument("--cuts", type=int, default=10)
     parser.add_argument("--transfers", type=int, default=10)
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()

@@ -3,12 +3,11 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import pytest
 
@@ -45,10 +44,10 @@ class Watch:
 class NetShopWorld(ShopWorld):
     """A `ShopWorld` on `network`. Clients reach every node unless a test cuts that, too."""
 
-    def __init__(self, folder: Path, *, seed: int, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, *, seed: int, slow_disks: bool = False) -> None:
         self.network = Network(*NODES)
         super().__init__(folder, seed=seed)
-        self.cluster = NetCluster(folder / "c", self.network, settings=settings)
+        self.cluster = NetCluster(folder / "c", self.network, slow_disks=slow_disks)
         self.host = self.network.here
 
     async def __aenter__(self) -> "NetShopWorld":

@@ -58,9 +58,11 @@ class _Decisions:
 
 
 @asynccontextmanager
-async def shop(folder: Path, *, seed: int, clients: int = 6) -> AsyncIterator[tuple[NetShopWorld, Leader]]:
+async def shop(
+    folder: Path, *, seed: int, clients: int = 6, slow_disks: bool = False
+) -> AsyncIterator[tuple[NetShopWorld, Leader]]:
     """A world under load, and its first leader; in the end all is over, and right."""
-    async with NetShopWorld(folder, seed=seed) as world:
+    async with NetShopWorld(folder, seed=seed, slow_disks=slow_disks) as world:
         decisions = _Decisions(world)
         async with world.load(clients=clients):
             await world.told(20)
@@ -228,7 +230,7 @@ async def test_a_slow_network_deposes_nobody(tmp_path: Path) -> None:
 
 async def test_a_slow_disk_deposes_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    async with shop(tmp_path, seed=46) as (world, leader):
+    async with shop(tmp_path, seed=46, slow_disks=True) as (world, leader):
         follower = next(node for node in world.cluster.nodes if node != leader.node)
         for slow in (follower, leader.node):
             world.cluster.slow_disk(slow, 0.5)

@@ -1,6 +1,5 @@
 """A local cluster whose nodes each have a network of their own, with TLS and a token, as beyond loopback."""
 
-import os
 import secrets
 from pathlib import Path
 from typing import Final
@@ -28,11 +27,14 @@ class _Hosted(Process):
 class NetCluster(LocalCluster):
     """One node on each host of `network`, under the host's name; whoever asks is on the caller's host.
 
-    Disks can be slowed down if `PYTHONPATH` leads the nodes to the tests.
+    slow_disks: whether `slow_disk` can be used; `PYTHONPATH` must then lead the nodes to the tests.
     """
 
-    def __init__(self, data: Path, network: Network, *, settings: Settings | None = None) -> None:
+    def __init__(
+        self, data: Path, network: Network, *, settings: Settings | None = None, slow_disks: bool = False
+    ) -> None:
         self.network = network
+        self._slow_disks = slow_disks
         self._hosts = network.hosts[:-1]
         super().__init__(data, nodes=len(self._hosts), settings=settings, tls=True)
 
@@ -42,7 +44,7 @@ class NetCluster(LocalCluster):
         super().lay_out()
         for node, process in self._nodes.items():
             program = process.program
-            if "PYTHONPATH" in os.environ:
+            if self._slow_disks:
                 words = arguments(self._delay(node), program.module, *program.arguments)
                 program = Program(module="tests.support.slow_disk", arguments=words, log=program.log)
                 self.slow_disk(node, 0.0)
