@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-upgrade check bench bench-failover lock clean help
+.PHONY: demo test test-upgrade check bench bench-failover bench-start soak-age lock clean help
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/  -/'
@@ -37,6 +37,13 @@ bench: $(READY)  ## transactions per second and latency
 
 bench-failover: $(READY)  ## how long it takes until all is over when the leader is gone
 	$(BIN)/python -m tests.bench.failover --json failover.json
+
+bench-start: $(READY)  ## how long nodes take to start that remember a million transactions
+	$(BIN)/python -m tests.bench.old_age start
+
+MINUTES ?= 10
+soak-age: $(READY)  ## load without end for MINUTES=10: memory and disk must level off
+	$(BIN)/python -m tests.bench.old_age soak --minutes $(MINUTES)
 
 lock: $(READY)   ## write constraints.txt anew from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
