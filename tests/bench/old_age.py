@@ -51,7 +51,7 @@ from coordinator.protocol.transaction import Decision, VoteKind
 
 NAMES = ("null-a", "null-b")
 FASTER = 100
-COMPACT_BYTES = 4 << 20
+COMPACT_BYTES = 1 << 20
 MARGIN = 1.05
 MARGIN_BYTES = 4 << 20
 LOOK_S = 1.0
