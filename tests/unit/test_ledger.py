@@ -601,11 +601,11 @@ def prepared_ledger():
 
 def apply(ledger, command):
     """What it did; the words of a refusal, of what newer software may have written."""
-    before = everything(ledger)
+    before = ledger.fork()
     try:
         return ledger.apply(command)
     except NeedsNewer as refusal:
-        assert everything(ledger) == before
+        assert everything(ledger) == everything(before)
         return str(refusal)
 
 
