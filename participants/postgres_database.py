@@ -109,7 +109,7 @@ class PostgresDatabase(PreparedDatabase):
     async def _connect(self) -> Any:
         connection = await self._dial(self._session)
         try:
-            await connection.execute(self._statements, timeout=self._settings.statement_within_s + _GRACE_S)
+            await connection.execute(self._statements, timeout=self._timeout_s)
         except (asyncpg.PostgresError, *LOST) as error:
             connection.terminate()
             raise Unavailable(f"a connection could not be set up: {_text(error)}") from error
@@ -141,7 +141,7 @@ class PostgresDatabase(PreparedDatabase):
     async def _finisher(self) -> AsyncIterator[Any]:
         """A connection for one short statement. Raises `Unavailable` for whatever ends the connection."""
         try:
-            connection = await self._finishers.acquire(self._settings.acquire_within_s)
+            connection = await self._finishers.acquire(self._settings.acquire_within_s, 2 * self._timeout_s)
         except Busy:
             raise Unavailable(f"no connection was free within {self._settings.acquire_within_s:g} s") from None
         try:
@@ -179,7 +179,9 @@ class PostgresDatabase(PreparedDatabase):
     async def work(self, message: Prepare, gid: Gid, within_s: float) -> Vote | None:
         """Runs the operation. See `PreparedDatabase.work`."""
         try:
-            connection = await self._workers.acquire(min(within_s, self._settings.acquire_within_s))
+            connection = await self._workers.acquire(
+                min(within_s, self._settings.acquire_within_s), within_s + 3 * self._timeout_s
+            )
         except Busy:
             return Refused(gid=message.gid, branch=message.branch, reason="busy", retryable=True)
         pid = connection.get_server_pid()
@@ -212,7 +214,7 @@ class PostgresDatabase(PreparedDatabase):
             last = f"SET LOCAL synchronous_commit TO off; EXECUTE outlast_keep({values}); COMMIT"
             wanted = "COMMIT"
         try:
-            tag = await connection.execute(last, timeout=self._timeout_s)
+            tag = await connection.execute(last)
         except LOST as error:
             # Perhaps it was done, perhaps it will be: only a look can tell.
             connection.terminate()
@@ -235,7 +237,7 @@ class PostgresDatabase(PreparedDatabase):
         """The operation's result, and whether it changed anything. Raises `Refuse`: nothing is prepared yet."""
         about = f"branch {message.branch} of {message.gid}"
         try:
-            await connection.execute(begin, timeout=self._timeout_s)
+            await connection.execute(begin)
             session = connection.get_settings().application_name
             async with asyncio.timeout(within_s):
                 value = self._operations.run(branch, message.payload)
@@ -246,14 +248,15 @@ class PostgresDatabase(PreparedDatabase):
             if await self._has_ended(connection, session, about):
                 raise Refuse("transaction_ended: the operation ended the transaction that it was given")
             wrote = branch.wrote or bool(
-                await connection.fetchval(
-                    "SELECT pg_current_xact_id_if_assigned() IS NOT NULL", timeout=self._timeout_s
-                )
+                await connection.fetchval("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
             )
         except asyncpg.PostgresError as error:
             if is_loss(error):
                 connection.terminate()
                 raise Refuse("connection_lost", retryable=True) from error
+            if isinstance(error, asyncpg.InvalidCachedStatementError):
+                connection.terminate()  # it has more of them
+                raise Refuse("schema_changed", retryable=True) from error
             raise self._operation_failed(error, about) from error
         except TimeoutError as error:
             connection.terminate()
@@ -282,7 +285,7 @@ class PostgresDatabase(PreparedDatabase):
             if connection.get_settings().application_name == session:
                 return False
             try:
-                await connection.execute("SELECT 1", timeout=self._timeout_s)
+                await connection.execute("SELECT 1")
             except asyncpg.InFailedSQLTransactionError:
                 return False  # an error takes back what was set, too; nothing can be committed any more
             except (*LOST, asyncpg.PostgresError) as error:
@@ -318,7 +321,7 @@ class PostgresDatabase(PreparedDatabase):
         if connection.is_closed() or not connection.is_in_transaction():
             return
         try:
-            await connection.execute("ROLLBACK", timeout=self._timeout_s)
+            await connection.execute("ROLLBACK")
         except (*LOST, asyncpg.PostgresError) as error:
             _log.info("a connection was lost while a refused branch was rolled back: %s", _text(error))
             connection.terminate()
@@ -347,7 +350,7 @@ class PostgresDatabase(PreparedDatabase):
         for _ in range(_BUSY_TRIES):
             try:
                 async with self._finisher() as connection:
-                    tag = await connection.execute(f"{verb} '{name}'", timeout=self._timeout_s)
+                    tag = await connection.execute(f"{verb} '{name}'")
                 if tag != verb:
                     raise Unavailable(f"{verb} {name} was answered with {tag}")
                 return True
@@ -373,9 +376,7 @@ class PostgresDatabase(PreparedDatabase):
         reason = None if record.reason is None else _storable(record.reason)
         try:
             async with self._finisher() as connection:
-                tag = await connection.execute(
-                    statement, gid.cluster, gid.number, branch, reason, record.retryable, timeout=self._timeout_s
-                )
+                tag = await connection.execute(statement, gid.cluster, gid.number, branch, reason, record.retryable)
         except asyncpg.PostgresError as error:
             if error.sqlstate in (LOCK_TIMEOUT, STATEMENT_TIMEOUT):
                 return False
@@ -390,7 +391,7 @@ class PostgresDatabase(PreparedDatabase):
         )
         async with self._plainly("a branch was not fenced") as connection:
             name = session_name(str(gid), branch)
-            for pid, gone in await connection.fetch(statement, name, _END_WITHIN_MS, timeout=self._timeout_s):
+            for pid, gone in await connection.fetch(statement, name, _END_WITHIN_MS):
                 _log.warning(
                     "backend %d still worked on branch %s of %s, for nobody: %s",
                     pid,
@@ -409,7 +410,6 @@ class PostgresDatabase(PreparedDatabase):
                 "SELECT owner = current_user AS ours, owner FROM pg_prepared_xacts"
                 " WHERE gid = $1 AND database = current_database()",
                 name,
-                timeout=self._timeout_s,
             )
             row = await connection.fetchrow(
                 f"SELECT state, result, reason, retryable FROM {self._branches}"  # noqa: S608  # our own name
@@ -417,9 +417,11 @@ class PostgresDatabase(PreparedDatabase):
                 gid.cluster,
                 gid.number,
                 branch,
-                timeout=self._timeout_s,
             )
         if row is not None:
+            if held is not None and held["ours"] and row["state"] != State.COMMITTED.value:
+                _log.warning("%s was prepared without its marker after it was %s: rolled back", name, row["state"])
+                await self.roll_back(gid, branch)
             result = None if row["result"] is None else row["result"].encode()
             return Branch(
                 state=State(row["state"]), result=result, reason=row["reason"], retryable=bool(row["retryable"])
@@ -438,7 +440,6 @@ class PostgresDatabase(PreparedDatabase):
                 " WHERE database = current_database() AND owner = current_user AND starts_with(gid, $1)"
                 " ORDER BY prepared",
                 PREFIX,
-                timeout=self._timeout_s,
             )
         found = []
         for row in rows:
@@ -457,7 +458,6 @@ class PostgresDatabase(PreparedDatabase):
                     f"SELECT branch, state FROM {self._branches} WHERE cluster = $1 AND number = $2",  # noqa: S608
                     gid.cluster,
                     gid.number,
-                    timeout=self._timeout_s,
                 )
                 states.update({BranchId(str(gid), row["branch"]): row["state"] for row in rows})
         return [
@@ -489,7 +489,7 @@ class PostgresDatabase(PreparedDatabase):
         async with self._plainly("the horizon was not saved") as connection:
             for cluster, horizon in horizons.items():
                 floor = min(horizon.floor, NUMBER_LIMIT - 1)
-                await connection.execute(statement, cluster, horizon.epoch, floor, timeout=self._timeout_s)
+                await connection.execute(statement, cluster, horizon.epoch, floor)
 
     async def prune(self, cluster: str, above: int, below: int, at_most: int) -> int:
         """Deletes rows. Not synced: the horizon before it is, and a crash brings rows back, never a floor down."""
@@ -499,8 +499,8 @@ class PostgresDatabase(PreparedDatabase):
         )
         below = min(below, NUMBER_LIMIT - 1)
         async with self._plainly("records were not pruned") as connection, connection.transaction():
-            await connection.execute("SET LOCAL synchronous_commit TO off", timeout=self._timeout_s)
-            tag = await connection.execute(statement, cluster, above, below, at_most, timeout=self._timeout_s)
+            await connection.execute("SET LOCAL synchronous_commit TO off")
+            tag = await connection.execute(statement, cluster, above, below, at_most)
         return int(tag.split()[1])
 
 

@@ -13,6 +13,7 @@ For an application that prepares a branch on its own connection (`participants.p
 
 import hashlib
 import re
+from functools import lru_cache
 from typing import Final
 
 from coordinator.protocol.messages import Gid
@@ -44,6 +45,7 @@ def unfit(gid: Gid, branch: str) -> str | None:
     return f"unfit_branch: its name needs more than {NAME_LIMIT_BYTES} bytes in PostgreSQL" if too_long else None
 
 
+@lru_cache(maxsize=8192)
 def transaction_name(gid: str, branch: str) -> str:
     """The name of the branch's prepared transaction. It needs no quoting within single quotes."""
     if _ALL_PLAIN.fullmatch(branch) is not None:

@@ -1,7 +1,8 @@
 """Connections to one PostgreSQL database, kept open and lent out.
 
 asyncpg's own pool asks the server to reset a connection whenever it comes back, which is a round trip for each branch;
-here that is part of the message that begins the next one.
+here that is part of the message that begins the next one. And a timer for each statement costs as much as sending it;
+here one timer looks at all connections that are lent out, and breaks those that are not given back in time.
 """
 
 import asyncio
@@ -29,6 +30,10 @@ class Busy(Exception):
     """No connection was free in time."""
 
 
+_LOOK_S: Final = 0.5
+"""Between two looks at what is lent out."""
+
+
 class Pool:
     """At most `size` connections, made by `connect` when they are first needed. A broken one is replaced."""
 
@@ -36,11 +41,13 @@ class Pool:
         self._connect = connect
         self._free: list[Any] = []
         self._room = asyncio.Semaphore(size)
-        self._all: set[Any] = set()
+        self._lent: dict[Any, float] = {}
+        """Until when, by the loop's clock."""
+        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
-    async def acquire(self, within_s: float) -> Any:
-        """A connection outside of any transaction. Raises `Busy`, `Unavailable`."""
+    async def acquire(self, within_s: float, hold_s: float) -> Any:
+        """A connection outside of any transaction, for `hold_s`: then it is broken. Raises `Busy`, `Unavailable`."""
         if self._room.locked():
             try:
                 async with asyncio.timeout(within_s):
@@ -50,44 +57,56 @@ class Pool:
         else:
             await self._room.acquire()
         try:
-            while self._free:
-                connection = self._free.pop()
-                if not connection.is_closed():
-                    return connection
-                self._all.discard(connection)
+            connection = None
+            while self._free and connection is None:
+                found = self._free.pop()
+                connection = None if found.is_closed() else found
             if self._closed:
                 raise Unavailable("the connections are closed")
-            connection = await self._connect()
-            self._all.add(connection)
-            return connection
+            if connection is None:
+                connection = await self._connect()
         except BaseException:
             self._room.release()
             raise
+        loop = asyncio.get_running_loop()
+        self._lent[connection] = loop.time() + hold_s
+        if self._timer is None:
+            self._timer = loop.call_later(_LOOK_S, self._look)
+        return connection
+
+    def _look(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for connection, until in list(self._lent.items()):
+            if until < now and not connection.is_closed():
+                _log.warning("a connection did not answer in time, and is given up")
+                connection.terminate()
+        self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look) if self._lent else None
 
     def release(self, connection: Any) -> None:
         """Give it back. One that is inside a transaction, or was closed, is dropped; so is the transaction."""
         if connection.is_closed() or connection.is_in_transaction() or self._closed:
             self.drop(connection)
             return
+        del self._lent[connection]
         self._free.append(connection)
         self._room.release()
 
     def drop(self, connection: Any) -> None:
         """Give it up: the server ends whatever runs on it, sooner or later."""
         connection.terminate()
-        self._all.discard(connection)
+        del self._lent[connection]
         self._room.release()
 
     async def close(self) -> None:
         """Close all; those that are lent out are cut off."""
         self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
         free, self._free = self._free, []
         for connection in free:
-            self._all.discard(connection)
             try:
                 await connection.close(timeout=1.0)
             except (*LOST, asyncpg.PostgresError) as error:
                 _log.debug("a connection was gone before it was closed: %s", error)
-        for connection in self._all:
+        for connection in self._lent:
             connection.terminate()
-        self._all.clear()

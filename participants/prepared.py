@@ -102,8 +102,8 @@ class PreparedSettings:
     result_limit_bytes: of one branch; above it is refused.
     """
 
-    work_connections: int = 24
-    finish_connections: int = 8
+    work_connections: int = 32
+    finish_connections: int = 16
     acquire_within_s: float = 2.0
     connect_within_s: float = 5.0
     work_within_s: float = 5.0
@@ -141,7 +141,8 @@ class PreparedDatabase(ABC):
     async def look(self, gid: Gid, branch: str) -> Branch:
         """What is certainly true now: the list of prepared transactions is read first, the row next.
 
-        A prepared branch hides its marker, so its result may be missing.
+        A prepared branch hides its marker, so its result may be missing. One that is prepared although its tombstone is
+        there has left out its marker: no vote stands for it, so it is rolled back.
         """
 
     @abstractmethod
@@ -229,7 +230,9 @@ class PreparedManager:
 
     async def in_doubt(self) -> Sequence[InDoubt]:
         """The prepared branches, oldest first; those that this process knows nothing of included."""
-        return await self._database.prepared()
+        found = await self._database.prepared()
+        self._memory.listed(found)
+        return found
 
     async def known(self, gids: Sequence[str]) -> Known:
         """What there is on record of some transactions of one cluster."""
@@ -380,14 +383,14 @@ class _Memory:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._known: dict[BranchId, Branch] = {}
-        self._numbers: dict[BranchId, tuple[str, int]] = {}
+        self._known: dict[BranchId, tuple[Branch, Gid]] = {}
         self._complete_above: dict[str, int] = {}
         """Per cluster: whatever exists above this number is in `_known`."""
 
     def recall(self, key: BranchId) -> Branch | None:
         """What was last seen of it; None: nothing."""
-        return self._known.get(key)
+        found = self._known.get(key)
+        return None if found is None else found[0]
 
     def is_new(self, gid: Gid) -> bool:
         """Can a branch of `gid` that is not remembered be taken for one that nobody has heard of?"""
@@ -402,32 +405,35 @@ class _Memory:
         """It is `branch` now, for sure."""
         if branch.state is State.UNKNOWN:
             return
-        self._known[key] = branch
-        self._numbers[key] = (gid.cluster, gid.number)
+        self._known[key] = branch, gid
         if len(self._known) > self._limit:
-            oldest = next(iter(self._known))
-            self._drop(oldest)
+            self._drop(next(iter(self._known)))
 
     def doubt(self, gid: Gid, key: BranchId) -> None:
         """Something happened to it, and nobody knows what."""
         self._known.pop(key, None)
-        self._numbers.pop(key, None)
         self.distrust({gid.cluster: gid.number})
+
+    def listed(self, prepared: Sequence[InDoubt]) -> None:
+        """These are prepared, whatever is remembered of them: look, before anything else is believed."""
+        for each in prepared:
+            found = self._known.get(BranchId(each.gid, each.branch))
+            if found is not None and found[0].state is not State.PREPARED:
+                self._drop(BranchId(each.gid, each.branch))
 
     def forget_below(self, floors: Mapping[str, int]) -> None:
         """What is below the floor is answered without a record; prepared branches stay."""
         ended = [
             key
-            for key, (cluster, number) in self._numbers.items()
-            if number < floors.get(cluster, 0) and self._known[key].state is not State.PREPARED
+            for key, (branch, gid) in self._known.items()
+            if gid.number < floors.get(gid.cluster, 0) and branch.state is not State.PREPARED
         ]
         for key in ended:
             self._drop(key)
 
     def _drop(self, key: BranchId) -> None:
-        cluster, number = self._numbers.pop(key)
-        del self._known[key]
-        self.distrust({cluster: number})
+        _, gid = self._known.pop(key)
+        self.distrust({gid.cluster: gid.number})
 
 
 def is_enlisted(payload: bytes) -> bool:

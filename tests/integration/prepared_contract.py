@@ -201,6 +201,17 @@ class PreparedContract:
         assert await bench.rows() == {(floor, "b"): "committed"}
         assert await bench.balance("ann") == 60
 
+    async def test_what_is_no_longer_remembered_is_looked_up(self, bench):
+        bench.manager._memory._limit = 2
+        gids = [bench.gid() for _ in range(6)]
+        for gid in gids:
+            await bench.prepare(gid, op="pay", account="ann", amount=1)
+            await bench.commit(gid)
+        for gid in gids:
+            assert isinstance(await bench.prepare(gid, op="pay", account="ann", amount=1), Prepared)
+            assert await bench.commit(gid) == acked(gid)
+        assert await bench.balance("ann") == 94
+
     async def test_it_tells_what_became_of_branches(self, bench):
         kept, dropped, held, never = (bench.gid() for _ in range(4))
         for gid, account in ((kept, "ann"), (dropped, "bob"), (held, "cy")):

@@ -319,6 +319,15 @@ async def test_an_operation_may_refuse_because_of_an_error(bench, caplog):
     assert "ALARM" not in caplog.text
 
 
+async def test_a_schema_that_changes_costs_one_vote(dsn):
+    async with bench_on(dsn, work_connections=1) as bench:
+        assert isinstance(await bench.prepare(bench.gid(), op="look", account="ann"), ReadOnly)
+        await bench.other.execute("ALTER TABLE account ALTER balance TYPE bigint")
+        answer = await bench.prepare(gid := bench.gid(), op="look", account="ann")
+        assert answer == Refused(gid=gid, branch="b", reason="schema_changed", retryable=True)
+        assert isinstance(await bench.prepare(bench.gid(), op="look", account="ann"), ReadOnly)
+
+
 async def test_savepoints_are_the_operation_s_own(bench):
     gid = bench.gid()
     assert await bench.prepare(gid, op="savepoint") == prepared(gid, b"3")
@@ -499,6 +508,16 @@ async def test_a_zombie_that_did_prepare_is_rolled_back_by_the_abort(bench):
     assert await bench.abort(gid) == acked(gid)
     assert await bench.abort(other) == acked(other)
     assert await bench.manager.in_doubt() == []
+
+
+async def test_what_is_prepared_without_its_marker_after_an_abort_is_rolled_back(bench):
+    gid = bench.gid()
+    assert await bench.abort(gid) == acked(gid)
+    await bench.other.execute(f"BEGIN; UPDATE account SET balance = 7 WHERE name = 'ann'; {prepare_as(gid)}")
+    assert [each.gid for each in await bench.manager.in_doubt()] == [gid]
+    assert await bench.commit(gid) == Contradicted(gid=gid, branch="b", state="aborted")
+    assert await bench.held() == set()
+    assert await bench.abort(gid) == acked(gid)
 
 
 @pytest.mark.parametrize("reaches", [True, False])
