@@ -41,7 +41,10 @@ class MariaDbBranch:
         self._runs: Runs | None = runs
 
     async def execute(self, sql: str, parameters: Parameters = ()) -> int:
-        """Runs one statement; how many rows it changed. Raises what the driver raises."""
+        """Runs one statement; how many rows it changed. Raises what the driver raises.
+
+        An UPDATE to values that are there already changes nothing, and is not counted.
+        """
         return (await self._run(sql, parameters))[0]
 
     async def fetch(self, sql: str, parameters: Parameters = ()) -> list[tuple[Any, ...]]:

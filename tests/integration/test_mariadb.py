@@ -1,6 +1,8 @@
 """MariaDB as a resource manager, on a real server."""
 
 import asyncio
+import re
+from pathlib import Path
 
 import asyncmy
 import pytest
@@ -428,6 +430,32 @@ async def test_below_the_floor_there_is_no_marker(bench):
     await late.run(f"XA START {xid}")
     assert await late.error(marker_statement(old, "b", database=bench.database, connection=late.id)) in (1048, 4025)
     await late.close()
+
+
+async def test_the_manual_s_queries_show_what_they_should(bench):
+    text = (Path(__file__).parents[2] / "docs" / "MARIADB.md").read_text()
+    blocks = re.findall(r"^```sql\n(.*?)^```$", text.partition("## What to watch")[2], re.MULTILINE | re.DOTALL)
+    listed, nobody_s, waiting, rows = [each for block in blocks for each in block.split(";\n") if each.strip()]
+    gid, orphan = bench.gid(), bench.gid()
+    await bench.enlist(orphan, "b", "bob", 1)
+    await bench.prepare(gid)
+    late = asyncio.create_task(bench.prepare(bench.gid()))
+
+    async def waits():
+        await asyncio.sleep(0.12)
+        return await bench.sql(waiting)
+
+    assert (await eventually(waits, "the late one waits"))[0][1] in await owners(bench)
+    assert {row[3].split("_")[0] for row in await bench.sql(listed)} == {f"'{gid}", f"'{orphan}"}
+    assert len(await bench.sql(nobody_s)) >= 1
+    await bench.commit(gid)
+    await late
+    assert [row[1:3] for row in await bench.sql(rows)] == [("committed", 1)]
+
+
+async def owners(bench):
+    """Of all that is prepared."""
+    return [int(row[3].split("'")[1].rpartition("_")[2]) for row in await bench.sql("XA RECOVER FORMAT='SQL'")]
 
 
 # ------------------------------------------------------------------------------------------- what is unfit

@@ -2,12 +2,13 @@
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 
 from coordinator.protocol.messages import Gid
 from participants.mariadb_branch import MariaDbBranch
-from participants.mariadb_names import Xid, database_tag, marker_statement, named, pattern, unfit, xid_of
+from participants.mariadb_names import TABLES, Xid, database_tag, marker_statement, named, pattern, unfit, xid_of
 from participants.operations import Operations
 from participants.prepared import Unfit
 
@@ -148,3 +149,9 @@ def test_without_its_driver_it_says_what_to_install(monkeypatch):
 
     with pytest.raises(Unfit, match=r"pip install 'outlast\[mariadb\]'"):
         MariaDbManager("mariadb://localhost/d", Operations())
+
+
+def test_the_manual_has_the_tables_as_they_are():
+    manual = (Path(__file__).parents[2] / "docs" / "MARIADB.md").read_text()
+    for table in TABLES:
+        assert f"{table.strip()};" in manual
