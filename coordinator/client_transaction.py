@@ -17,12 +17,14 @@ When what is true:
 |---|---|---|---|
 | its end | all prepared | asked for the commit, decides it | nothing; `tx.result` |
 | its end | all prepared | decides to abort: the deadline, or somebody's request | `TransactionAborted` |
+| the deadline | cancelled, rolled back | asked for the abort | `TransactionAborted`, caused by a `TimeoutError` |
 | its end | one cannot be prepared | asked for the abort | `TransactionAborted`, caused by the database's error |
 | its end | all prepared | cannot say whether it has decided | `OutcomeUnknown`, with the gid: `client.get(gid)` |
 | an exception, a cancellation | rolled back | asked for the abort | that exception |
 
 The abort need not arrive: nothing commits without having been asked for, and at its deadline the cluster aborts by
-itself. The deadline is `timeout_s` after the beginning. It is not extended, and includes the votes.
+itself. The deadline is `timeout_s` after the beginning. It is not extended, and includes the votes. A block that is
+still at work then is cancelled, as by `asyncio.timeout`: what it holds would only keep others waiting.
 """
 
 import asyncio
@@ -111,6 +113,7 @@ class ApplicationTransaction:
         self._failure: BaseException | None = None
         """The first exception that left one."""
         self._left = False
+        self._deadline: asyncio.Timeout | None = None
 
     @property
     def gid(self) -> str:
@@ -136,12 +139,19 @@ class ApplicationTransaction:
             raise TransactionAborted(self._known)
         if self._known.state is not State.ACTIVE:
             raise Conflict(f"{self.gid}, which this key names, is {self._known.state} already", code="not_active")
+        self._deadline = asyncio.timeout_at(self._expires_s)
+        await self._deadline.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._left = True
+        assert self._deadline is not None, "the block was entered"
+        try:
+            await self._deadline.__aexit__(kind, error, trace)
+        except TimeoutError as late:
+            raise await self._aborted(self._too_late) from late
         if error is not None:
             told = await _to_its_end(self._give_up())
             if not told:
@@ -199,10 +209,14 @@ class ApplicationTransaction:
 
     # -------------------------------------------------------------------------------------------- its end
 
+    @property
+    def _too_late(self) -> str:
+        return f"timeout: not done within {self._timeout_s:g} s"
+
     async def _commit(self) -> None:
         loop = asyncio.get_running_loop()
         if loop.time() >= self._expires_s:
-            raise await self._aborted(f"timeout: not done within {self._timeout_s:g} s")
+            raise await self._aborted(self._too_late)
         try:
             await self._prepare()
         except Exception as error:
@@ -248,7 +262,7 @@ class ApplicationTransaction:
                 await _to_its_end(_ended(late))
         for task in tasks.values():
             if task in late:
-                raise TimeoutError(f"not prepared within {self._timeout_s:g} s")
+                raise TimeoutError(self._too_late)
             task.result()
 
     async def _aborted(self, reason: str) -> TransactionAborted:

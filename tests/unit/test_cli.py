@@ -196,6 +196,12 @@ ABORTED = TXN | {
     "decision": "abort",
     "branches": [{"branch": "a", "participant": "a", "state": "refused", "reason": "out_of_stock"}],
 }
+ACTIVE = TXN | {
+    "state": "active",
+    "decision": None,
+    "decided_at": None,
+    "branches": [{"branch": "a", "participant": "a", "state": "active", "reason": None}],
+}
 UNDECIDED = TXN | {"state": "preparing", "decision": None, "decided_at": None}
 
 
@@ -328,6 +334,11 @@ async def test_list_goes_on_after_short_pages(
     ]
     status, stdout, _ = await tx("list")
     assert (status, stdout) == (0, "")
+    fake[0].answers = [(200, {"transactions": [ACTIVE], "next": None})]
+    status, stdout, _ = await tx("list", "--state", "active")
+    assert status == 0
+    assert "c-1-1                active" in stdout
+    assert stdout.endswith("a active\n")
     # However many follow, it ends, and says where to go on.
     monkeypatch.setattr("cluster.commands.tx._PAGES_MAX", 4)
     fake[0].asked, fake[0].answers = [], [(200, {"transactions": [], "next": "c-1-1"})]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -189,20 +190,43 @@ async def test_a_source_of_an_unknown_kind_aborts_all(client: Client) -> None:
     assert tx.result.aborted
 
 
-async def test_work_that_outlasts_the_deadline_is_not_prepared(client: Client) -> None:
-    orders, stock = Source(), Source()
-    with pytest.raises(TransactionAborted, match="timeout"):
+async def test_work_that_outlasts_the_deadline_is_cut_off(client: Client, node: RunningNode) -> None:
+    orders = Source()
+    with pytest.raises(TransactionAborted, match="timeout: not done within") as caught:
+        async with client.transaction(timeout_s=0.2) as tx, tx.enlist("orders", orders):
+            await asyncio.Event().wait()
+    assert isinstance(caught.value.__cause__, TimeoutError)
+    assert caught.value.retryable
+    assert orders.done == ["begin", "close"]
+    await ended(node)
+    assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
+
+
+async def test_work_that_does_not_heed_the_deadline_is_not_prepared(client: Client) -> None:
+    orders = Source()
+    with pytest.raises(TransactionAborted, match="timeout: not done within"):
         async with client.transaction(timeout_s=0.2) as tx:
             async with tx.enlist("orders", orders):
                 pass
-            assert (await client.get(tx.gid, wait="ended")).aborted
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
     assert orders.done == ["begin", "close"]
-    with pytest.raises(TransactionAborted, match="did not ask for the commit"):
-        async with client.transaction(timeout_s=0.2) as tx:
-            assert (await client.get(tx.gid, wait="ended")).aborted
+
+
+async def test_what_was_aborted_meanwhile_takes_no_more_branches(client: Client) -> None:
+    stock = Source()
+    with pytest.raises(TransactionAborted, match="requested by a client"):
+        async with client.transaction() as tx:
+            await client.abort(tx.gid)
             async with tx.enlist("stock", stock):
                 pass
     assert stock.done == []
+    with pytest.raises(TransactionAborted, match="requested by a client"):
+        async with client.transaction() as tx:
+            async with tx.enlist("stock", stock):
+                pass
+            await client.abort(tx.gid)
+    assert stock.done == ["begin", "prepare", "close"]
 
 
 async def test_a_prepare_that_hangs_ends_with_the_deadline(client: Client) -> None:
