@@ -80,8 +80,10 @@ class MariaDbWork:
             await _run(self.connection, f"XA END {self._xid.sql}")
             await _run(self.connection, f"XA PREPARE {self._xid.sql}")
             await self.connection.ensure_closed()
+        except asyncmy.errors.MySQLError:
+            raise  # the server says that it was not done: `close` rolls back
         except BaseException:
-            # Whatever is not prepared the server rolls back with the connection.
+            # What becomes of it is not known here. Whatever is not prepared the server rolls back with the connection.
             self.connection.close()
             raise
 

@@ -146,7 +146,7 @@ class ApplicationContract:
                 assert tx.result.committed
                 assert (await client.get(tx.gid, wait="ended")).ended
         assert (await bank.balance("ann"), await bank.balance("bob")) == (70, 40)
-        assert await bank.is_over()
+        await until(bank.is_over, "nothing is prepared, and nothing locked")
 
     async def test_one_connection_will_do(self, bank: Bank, client: Client) -> None:
         async with bank.pool() as pool, pool.acquire() as connection:
@@ -164,7 +164,7 @@ class ApplicationContract:
                     raise KeyError("mine")
             assert (await client.get(tx.gid, wait="ended")).aborted
         assert await bank.balance("ann") == 100
-        assert await bank.is_over()
+        await until(bank.is_over, "nothing is prepared, and nothing locked")
 
     async def test_a_branch_prepared_after_the_abort_does_not_come_to_be(self, bank: Bank, client: Client) -> None:
         """An application that was stopped for longer than its deadline, and goes on."""
@@ -178,7 +178,7 @@ class ApplicationContract:
             with pytest.raises(bank.late_prepare_fails):
                 await work.prepare()
             await work.close()
-        assert await bank.is_over()
+        await until(bank.is_over, "nothing is prepared, and nothing locked")
         assert await bank.balance("ann") == 100
 
     async def test_a_branch_prepared_as_the_votes_are_asked_for_is_found_or_fenced(
@@ -196,7 +196,7 @@ class ApplicationContract:
                 await work.prepare()
             await work.close()
         assert await bank.balance("ann") == 100
-        assert await bank.is_over()
+        await until(bank.is_over, "nothing is prepared, and nothing locked")
 
     async def test_a_participant_that_is_down_does_its_part_later(
         self, bank: Bank, client: Client, served: Participant, node: RunningNode
@@ -220,7 +220,7 @@ class ApplicationContract:
         finally:
             await again.stop()
         assert await bank.balance("ann") == 90
-        assert await bank.is_over()
+        await until(bank.is_over, "nothing is prepared, and nothing locked")
 
     @pytest.mark.processes
     @pytest.mark.parametrize("moment", ["working", "unprepared", "prepared"])

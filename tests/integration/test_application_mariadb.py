@@ -16,9 +16,9 @@ from coordinator.protocol.messages import ENLISTED_PAYLOAD, Commit, Prepare, Sta
 from participants.manager import Envelope
 from participants.mariadb import MariaDbManager
 from participants.mariadb_application import MariaDb
-from participants.mariadb_names import database_tag
+from participants.mariadb_names import xid_of
 from participants.operations import Operations
-from tests.integration.application_contract import ApplicationContract, Bank, client, gate, served
+from tests.integration.application_contract import ApplicationContract, Bank, client, gate, served, until
 from tests.support.mariadb import connect
 
 pytest_plugins = ["tests.support.mariadb_fixtures"]
@@ -87,7 +87,7 @@ class TestMariaDb(ApplicationContract):
                     await connection.commit()
             assert (await client.get(tx.gid, wait="ended")).aborted
         assert await bank.balance("ann") == 100
-        assert await bank.is_over()
+        await until(bank.is_over, "nothing is prepared, and nothing locked")
 
     async def test_the_statements_in_the_document_are_what_the_participant_looks_for(self, bank: MariaDbBank) -> None:
         """For other languages: docs/API.md, with the names that stand there put into ours."""
@@ -97,9 +97,11 @@ class TestMariaDb(ApplicationContract):
         try:
             await bank.other.run("CREATE TABLE stock(sku varchar(20) PRIMARY KEY, available int) ENGINE=InnoDB")
             application = await connect(bank.server, bank.database)
-            ours = f".{database_tag(bank.database)}.{application.id}"
-            assert f".{database_tag('shop')}.42" in sql
-            for statement in sql.replace(f".{database_tag('shop')}.42", ours).split(";"):
+            # The gtrid that stands there is that of connection 42 with database shop.
+            theirs = xid_of("local-2-7", "stock", database="shop", connection=42).sql
+            ours = xid_of("local-2-7", "stock", database=bank.database, connection=application.id).sql
+            assert theirs in sql
+            for statement in sql.replace(theirs, ours).split(";"):
                 if statement.strip():
                     await application.run(statement)
             await application.close()

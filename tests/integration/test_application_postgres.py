@@ -98,7 +98,7 @@ class TestPostgres(ApplicationContract):
             assert isinstance(caught.value.__cause__, asyncpg.ForeignKeyViolationError)
             assert (await client.get(tx.gid, wait="ended")).aborted
         assert await bank.balance("ann") == 100
-        assert await bank.is_over()
+        await until(bank.is_over, "nothing is prepared, and nothing locked")
 
     async def test_savepoints_are_the_applications(self, bank: Bank, client: Client) -> None:
         async with bank.pool() as pool, client.transaction() as tx, tx.enlist("bank", pool) as connection:
@@ -126,7 +126,7 @@ class TestPostgres(ApplicationContract):
             assert (await client.get(tx.gid, wait="ended")).aborted
             async with pool.acquire() as connection:
                 assert await connection.fetchval("SELECT 1") == 1
-        assert await bank.is_over()
+        await until(bank.is_over, "nothing is prepared, and nothing locked")
 
     async def test_a_connection_in_a_transaction_is_refused(self, bank: Bank, client: Client) -> None:
         async with bank.pool() as pool, pool.acquire() as connection, connection.transaction():
