@@ -686,7 +686,7 @@ class RaftLog:
         self._peers_understand: dict[str, int] = {}
         """What peers have said of themselves, each on its present connection."""
         self._rejoin = rejoin
-        self._standing = self._standing_type(node, everyone, Marker(voter=False))
+        self._standing = self._standing_type(node, everyone, Marker(node=node, voter=False))
         """Until it is read from disk, that of a node that does not count."""
         self._voter_from: int | None = None
         """It may be a voter once the journal is durable up to this position; None: it may not."""
@@ -783,13 +783,9 @@ class RaftLog:
         try:
             self._snapshots = snapshots = self._snapshots_type(journal.disk)
             has_history = journal.has_history or bool(snapshots.indices())
-            if self._rejoin:
-                # Before anything else is made of what is there.
-                self._read_standing(journal, has_history=has_history)
-            found = recover(snapshots, journal, self._machine.restore)
-            if not self._rejoin:
-                self._read_standing(journal, has_history=has_history)
-            return journal, snapshots, found
+            # Before anything else is made of what is there.
+            self._read_standing(journal, has_history=has_history)
+            return journal, snapshots, recover(snapshots, journal, self._machine.restore)
         except BaseException:
             journal.close()
             raise
@@ -797,6 +793,7 @@ class RaftLog:
     def _read_standing(self, journal: RaftJournal, *, has_history: bool) -> None:
         marker = at_start(
             journal.disk,
+            self._node,
             has_log=journal.has_log,
             has_history=has_history,
             rejoin=self._rejoin,
@@ -805,7 +802,8 @@ class RaftLog:
         self._standing = self._standing_type(self._node, self._peers, marker)
         if not marker.voter:
             _log.warning(
-                "%s: there is no log of this node in %s; it counts for nothing until the others have it with them",
+                "%s: %s holds no whole log of this node; it counts for nothing until it has joined, or, in a new "
+                "cluster, until all nodes are there",
                 self._node,
                 journal.disk.where(),
             )
@@ -1076,7 +1074,9 @@ class RaftLog:
         known = frozenset(self._standing.known)
         if (voter, known) == (marker.voter, marker.known):
             return
-        wanted = Marker(voter=True, known=known) if voter else replace(marker, known=known)
+        wanted = replace(marker, known=known)
+        if voter:
+            wanted = Marker(node=self._node, voter=True, known=known)
         self._keeping = asyncio.get_running_loop().create_task(self._kept(journal, wanted))
         self._keeping.add_done_callback(self._has_kept)
 

@@ -241,7 +241,7 @@ def recover(
             problems.append(str(error))
             snapshots.set_aside(index)
             continue
-        if not journal.has_log:
+        if journal.is_new:
             raise SnapshotsLost(f"there is a snapshot in {journal.disk.where()} and no log: {_WAY_BACK}")
         if journal.term_at(index) != snapshot.term:
             # The log ends before it, or goes another way: a snapshot holds only what is committed.

@@ -53,7 +53,7 @@ import json
 import zlib
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -76,6 +76,8 @@ class StandingRefused(CannotStart):
 class Marker:
     """What the file holds."""
 
+    node: str
+    """Whose folder it is."""
     voter: bool
     nonce: bytes = b""
     """Of an empty node."""
@@ -102,6 +104,7 @@ def load(disk: Disk) -> Marker | None:
         if kind != _FORMAT:
             raise StandingRefused(f"{disk.where(_NAME)} is of format {kind}; this version reads {_FORMAT}")
         return Marker(
+            node=fields["node"],
             voter=fields["voter"],
             nonce=bytes.fromhex(fields["nonce"]),
             rejoin=fields["rejoin"],
@@ -117,6 +120,7 @@ def load(disk: Disk) -> Marker | None:
 def store(disk: Disk, marker: Marker) -> None:
     """Keep it; it is durable when this returns. Raises OSError (there is no room, say), `SyncFailed`."""
     fields = {
+        "node": marker.node,
         "voter": marker.voter,
         "nonce": marker.nonce.hex(),
         "rejoin": marker.rejoin,
@@ -154,13 +158,18 @@ def _check(fields: object) -> int:
     return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
 
 
-def at_start(disk: Disk, *, has_log: bool, has_history: bool, rejoin: bool, nonce: bytes) -> Marker:
+def at_start(disk: Disk, node: str, *, has_log: bool, has_history: bool, rejoin: bool, nonce: bytes) -> Marker:
     """The standing of a node that starts, stored if it is a new one. Raises `StandingRefused`, OSError, `SyncFailed`.
 
     has_log: whether the log has any entry at all; has_history: whether the node has had a term, or an entry but the
     first; rejoin: whether it was told that its disk is lost; nonce: for a new emptiness.
     """
     found = load(disk)
+    if found is not None and found.node != node:
+        raise StandingRefused(
+            f"{disk.where()} is that of {found.node}, and this is {node}: it would break what {found.node} has "
+            "promised. Put the right folder in place. Nothing was changed"
+        )
     if found is not None and found.voter and not has_log:
         raise StandingRefused(
             f"{disk.where()} is that of a node that has voted, and its log is gone from there. Put it back; or if it "
@@ -177,9 +186,11 @@ def at_start(disk: Disk, *, has_log: bool, has_history: bool, rejoin: bool, nonc
             "or if what is there cannot be used, move the folder away first. Nothing was changed"
         )
     if found is None:
-        found = Marker(voter=True) if has_history else Marker(voter=False, nonce=nonce, rejoin=rejoin)
+        found = (
+            Marker(node=node, voter=True) if has_history else Marker(node=node, voter=False, nonce=nonce, rejoin=rejoin)
+        )
     elif rejoin and not found.rejoin:
-        found = Marker(voter=False, nonce=found.nonce, rejoin=True, known=found.known)
+        found = replace(found, rejoin=True)
     else:
         return found
     store(disk, found)

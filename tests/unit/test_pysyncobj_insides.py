@@ -204,7 +204,7 @@ def replica(journal: Any) -> tuple[raft.Replica, NoTransport, list[bytes]]:
         guard=Guard(),
         apply=applied.append,
         settings=RaftSettings(),
-        standing=Standing("n1", ("n2", "n3"), Marker(voter=True)),
+        standing=Standing("n1", ("n2", "n3"), Marker(node="n1", voter=True)),
         joined=_nothing,
     )
     node.catch_up = NoCatchUp()  # type: ignore[assignment]

@@ -12,13 +12,16 @@ from cluster.replication.disk import File, RealDisk
 from cluster.replication.log import CannotStart
 from cluster.replication.raft_journal import RaftJournal
 from cluster.replication.segments import SyncFailed
+from cluster.replication.snapshot import Snapshots
 from cluster.replication.standing import Marker, Standing, StandingRefused, at_start, counts, load, store
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.pumps import instant_journal
+from tests.simulation.replicas import Recorder
 from tests.unit.test_raft import Alone, alone
 
 NONCE, OTHER = b"n" * 16, b"o" * 16
-EMPTY, VOTER = Marker(voter=False, nonce=NONCE), Marker(voter=True, known=frozenset({"n2"}))
+EMPTY = Marker(node="n1", voter=False, nonce=NONCE)
+VOTER = Marker(node="n1", voter=True, known=frozenset({"n2"}))
 
 
 @pytest.fixture
@@ -76,18 +79,18 @@ def test_a_sync_that_fails_is_no_lack_of_room(disk: SimulatedDisk, monkeypatch: 
 
 
 def begin(disk: SimulatedDisk, *, has_log: bool = False, has_history: bool = False, rejoin: bool = False) -> Marker:
-    return at_start(disk, has_log=has_log, has_history=has_history, rejoin=rejoin, nonce=NONCE)
+    return at_start(disk, "n1", has_log=has_log, has_history=has_history, rejoin=rejoin, nonce=NONCE)
 
 
 def test_a_new_folder_is_empty_and_stays_so_under_one_nonce(disk: SimulatedDisk) -> None:
     assert begin(disk) == EMPTY
     disk.lose_power()
-    assert at_start(disk, has_log=True, has_history=True, rejoin=False, nonce=OTHER) == EMPTY
+    assert at_start(disk, "n1", has_log=True, has_history=True, rejoin=False, nonce=OTHER) == EMPTY
 
 
 def test_a_folder_of_older_software_is_that_of_a_voter(disk: SimulatedDisk) -> None:
     assert begin(disk, has_log=True, has_history=True).voter
-    assert load(disk) == Marker(voter=True)
+    assert load(disk) == Marker(node="n1", voter=True)
 
 
 def test_one_without_a_history_has_promised_nothing(disk: SimulatedDisk) -> None:
@@ -110,6 +113,8 @@ def test_who_was_refused_may_be_told_to_rejoin(disk: SimulatedDisk) -> None:
         (EMPTY, True, True, True, "begun to rejoin already"),
         (VOTER, False, False, False, "its log is gone"),
         (VOTER, False, False, True, "its log is gone"),
+        (replace(VOTER, node="n2"), True, True, False, "is that of n2, and this is n1"),
+        (replace(VOTER, node="n2"), True, True, True, "is that of n2, and this is n1"),
     ],
 )
 def test_what_is_refused(
@@ -275,6 +280,20 @@ def test_it_counts_once_it_applies_that_it_has_joined_with_its_own_nonce() -> No
     marker = load(disk)
     assert marker is not None
     assert marker.voter
+
+
+def test_a_crash_between_a_snapshot_and_the_log_that_follows_it_is_no_damage_to_who_joins() -> None:
+    async def scenario(node: Alone) -> None:
+        assert node.machine.commands == [b"x", b"y"]
+        assert node.log.joining() == {"n1"}
+
+    disk = SimulatedDisk(random.Random(1))
+    store(disk, EMPTY)
+    instant_journal(disk).close()
+    given = Recorder()
+    given.commands = [b"x", b"y"]
+    Snapshots(disk).write(7, 3, given.snapshot()())
+    joining(scenario, instant_journal(disk))
 
 
 def test_a_node_that_is_known_and_was_not_told_to_rejoin_ends() -> None:
