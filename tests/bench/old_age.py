@@ -51,7 +51,9 @@ from coordinator.protocol.transaction import Decision, VoteKind
 
 NAMES = ("null-a", "null-b")
 FASTER = 100
-COMPACT_BYTES = 1 << 20
+COMPACT_BYTES = 8 << 20
+PAYLOAD = "x" * 4000
+"""So much that the log's files, of 64 MiB, come and go within a minute."""
 MARGIN = 1.05
 MARGIN_BYTES = 4 << 20
 LOOK_S = 1.0
@@ -142,7 +144,7 @@ async def soak(options: argparse.Namespace) -> int:
                 "urls": list(cluster.urls),
                 "clients": options.clients,
                 "seconds": options.minutes * 60,
-                "branches": [{"participant": participant, "payload": {}} for participant in NAMES],
+                "branches": [{"participant": participant, "payload": {"what": PAYLOAD}} for participant in NAMES],
             }
             load = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "tests.bench.load", json.dumps(plan), stdout=asyncio.subprocess.PIPE

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,21 +91,25 @@ async def test_a_node_that_was_away_is_caught_up_by_a_snapshot(tmp_path: Path) -
 
 
 class CrampedWorld(ShopWorld):
-    """One node has a disk of 300 KiB, and it is most likely to lead."""
+    """The disks of some nodes are small. The first, if it is one of them, is most likely to lead."""
 
-    node = "n1"
-
-    @property
-    def folder_of_the_small_disk(self) -> Path:
-        return self.cluster._laid_out()[self.node].data
+    def __init__(self, folder: Path, *, seed: int, cramped: Sequence[str], size: str) -> None:
+        super().__init__(folder, seed=seed)
+        self.cramped = cramped
+        self.size = size
+        self.expected_lines += ["no room", "takes no part until there is room"]
 
     def lay_out(self) -> None:
         super().lay_out()
-        self.folder_of_the_small_disk.mkdir(parents=True, exist_ok=True)
-        self.mount("size=300k")
+        for node in self.cramped:
+            self.disk_of(node).mkdir(parents=True, exist_ok=True)
+            self.mount(node, f"size={self.size}")
 
-    def mount(self, options: str) -> None:
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.folder_of_the_small_disk)]
+    def disk_of(self, node: str) -> Path:
+        return self.cluster._laid_out()[node].data
+
+    def mount(self, node: str, options: str) -> None:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.disk_of(node))]
         done = subprocess.run(command, capture_output=True, check=False)
         if done.returncode != 0:
             pytest.skip("no file system can be mounted here; tests/unit/test_raft.py fills a simulated disk instead")
@@ -115,27 +121,45 @@ class CrampedWorld(ShopWorld):
             self.unmount()
 
     def unmount(self) -> None:
-        subprocess.run(["umount", "--lazy", str(self.folder_of_the_small_disk)], check=False)
+        for node in self.cramped:
+            subprocess.run(["umount", "--lazy", str(self.disk_of(node))], check=False)
+
+    def says(self, node: str, text: str) -> bool:
+        return text in self.cluster.process(node).program.log.read_text()
+
+    def is_full(self, node: str) -> bool:
+        return self.says(node, "takes no part until there is room")
 
 
-async def test_a_full_disk_stops_nobody_else_and_there_is_no_harm_once_there_is_room(tmp_path: Path) -> None:
-    async with CrampedWorld(tmp_path, seed=34) as world:
-        world.expected_lines += ["no room", "takes no part until there is room"]
-        log = world.cluster.process(world.node).program.log
-
+@pytest.mark.parametrize("size", ["64k", *(["300k"] if os.environ.get("OUTLAST_LONG") else [])])
+async def test_a_full_disk_stops_nobody_else_and_there_is_no_harm_once_there_is_room(tmp_path: Path, size: str) -> None:
+    async with CrampedWorld(tmp_path, seed=34, cramped=["n1"], size=size) as world:
         async with world.load():
-            await eventually(lambda: "takes no part until there is room" in log.read_text(), "its disk is full")
+            await eventually(lambda: world.is_full("n1"), "its disk is full")
             await world.told(100)
             leader = await world.cluster.wait_for_leader()
-            assert leader.node != world.node
-            world.mount("remount,size=64m")
-            await eventually(lambda: "takes part again" in log.read_text(), "it takes part again")
+            assert leader.node != "n1"
+            world.mount("n1", "remount,size=64m")
+            await eventually(lambda: world.says("n1", "takes part again"), "it takes part again")
             await world.told(20)
-            others = [node for node in world.cluster.nodes if node not in (world.node, leader.node)]
+            others = [node for node in world.cluster.nodes if node not in ("n1", leader.node)]
             # Now it counts: with one of the others gone, it is half of the majority.
             await asyncio.gather(*(world.cluster.kill(node) for node in others))
             await world.told(50)
             await world.cluster.start_node(others[0])
+        await world.verify()
+
+
+async def test_when_all_disks_are_full_nothing_is_lost(tmp_path: Path) -> None:
+    nodes = ("n1", "n2", "n3")
+    async with CrampedWorld(tmp_path, seed=37, cramped=nodes, size="64k") as world:
+        async with world.load():
+            await eventually(lambda: sum(map(world.is_full, nodes)) >= 2, "nobody can lead any more")
+            await world.kill_at_once(nodes)
+            for node in nodes:
+                world.mount(node, "remount,size=64m")
+                await world.cluster.start_node(node)
+            await world.told(50)
         await world.verify()
 
 
