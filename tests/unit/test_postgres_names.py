@@ -1,5 +1,6 @@
 """Names of branches in PostgreSQL: own alphabet, there and back, and nothing else is ours."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from participants.postgres_names import (
     transaction_name,
     unfit,
 )
-from participants.prepared import is_enlisted
+from participants.prepared import PreparedSettings, is_enlisted
 from participants.settings import SettingsError
 
 GID = "shop-3-17"
@@ -102,3 +103,11 @@ def test_a_password_stays_out_of_the_list_of_processes(tmp_path, monkeypatch):
 
 def test_the_manual_has_the_tables_as_they_are():
     assert tables("public").strip() in (Path(__file__).parents[2] / "docs" / "POSTGRESQL.md").read_text()
+
+
+def test_the_manual_has_every_limit_and_its_default():
+    text = (Path(__file__).parents[2] / "docs" / "CONFIGURATION.md").read_text()
+    for field in dataclasses.fields(PreparedSettings):
+        shown = re.search(rf"^\| `{field.name}` \| ([0-9,]+)( KiB)? \|", text, re.MULTILINE)
+        assert shown, field.name
+        assert int(shown[1].replace(",", "")) * (1024 if shown[2] else 1) == field.default
