@@ -8,6 +8,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,7 @@ from cluster.tap import Message, is_prepare
 from tests.integration.net_world import NetShopWorld
 from tests.integration.shop_world import APART, prepare_of
 from tests.integration.world import eventually
+from tests.support.networks import NoNetworks
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
@@ -48,13 +50,22 @@ class _Decisions:
 
     async def check(self, *, at_most: int = 200) -> None:
         """No participant was ever told two things of one transaction, and what it was told is the outcome."""
+        assert not two_decisions(self._sent)
         by_gid = dict(self._sent)
-        assert len(by_gid) == len(self._sent), "two decisions were sent of one transaction"
         assert by_gid, "nothing was decided at all"
         url = self._world.cluster.urls[0]
         for gid in self._world.rng.sample(sorted(by_gid), min(at_most, len(by_gid))):
             answer = await self._world.get(f"{url}/v1/outcomes/{gid}")
             assert answer.body == {"outcome": {"commit": "committed", "abort": "aborted"}[by_gid[gid]]}, (gid, answer)
+
+
+def two_decisions(sent: AbstractSet[tuple[str, str]]) -> set[str]:
+    """Gids of which both were sent."""
+    return {gid for gid, _ in sent if {(gid, "commit"), (gid, "abort")} <= sent}
+
+
+def test_two_decisions_of_one_transaction_are_noticed() -> None:
+    assert two_decisions({("a", "commit"), ("b", "abort"), ("a", "abort")}) == {"a"}
 
 
 @asynccontextmanager
@@ -215,7 +226,10 @@ async def test_a_link_that_comes_and_goes(tmp_path: Path) -> None:
 async def test_a_slow_network_deposes_nobody(tmp_path: Path) -> None:
     async with shop(tmp_path, seed=45) as (world, leader):
         for one, other in (("n1", "n2"), ("n2", "n3"), ("n1", "n3")):
-            world.network.delay(one, other, 0.05)
+            try:
+                world.network.delay(one, other, 0.05)
+            except NoNetworks as error:
+                pytest.skip(str(error))
         for node in world.cluster.nodes:
             if node != leader.node:
                 await world.told(5)

@@ -219,12 +219,15 @@ class Network:
             self._ip(self._router, *(f"rule del {self._rule(*way)} pref {_LOSE} blackhole" for way in cuts))
 
     def delay(self, one: str, other: str, each_way_s: float) -> None:
-        """Hold back for so long what these two send to each other. Once for each pair."""
+        """Hold back for so long what these two send to each other. Once for each pair. Raises `NoNetworks`."""
         for way in ((one, other), (other, one)):
             assert way not in self._delays, f"{way} is slow already"
             name, table = f"slow{len(self._delays)}", _SLOW_TABLE + len(self._delays)
-            with self._in(self._router):
-                delay = _Delay(name, each_way_s)
+            try:
+                with self._in(self._router):
+                    delay = _Delay(name, each_way_s)
+            except OSError as error:
+                raise NoNetworks(f"no link can be made slow here: {error}") from error
             self._delays[way] = delay
             interface = f"v{self.hosts.index(way[0]) + 1}"
             self._ip(
