@@ -337,6 +337,23 @@ def _add_copy_commands(commands: "_Commands[argparse.ArgumentParser]") -> None:
         "outlast backup --verify monday.outlast      whether a copy is whole, and what it is of",
     )
     backup.add_argument("file", type=Path, metavar="FILE", help="must not be there yet")
+    recover = _command(
+        commands,
+        "recover",
+        "recover:recover",
+        "most disks are lost: say what is left, and make a new cluster of it",
+        "outlast recover                     only looks",
+        "outlast recover --force",
+    )
+    recover.add_argument("--force", action="store_true", help="do it; old folders are renamed, nothing is deleted")
+    recover.add_argument(
+        "--config", type=Path, metavar="FILE", help="one node's TOML file, on its machine, instead of a local cluster"
+    )
+    recover.add_argument(
+        "--wait", type=_seconds, default=60.0, metavar="S", help="seconds to wait until all is found out (%(default)g)"
+    )
+    _data(recover)
+    _json(recover)
     restore = _command(
         commands,
         "restore",

@@ -134,6 +134,11 @@ class LocalCluster:
         return tuple(self._laid_out())
 
     @property
+    def configs(self) -> tuple[NodeConfig, ...]:
+        """What every node was told, in the order of `nodes`."""
+        return tuple(self._laid_out().values())
+
+    @property
     def urls(self) -> tuple[str, ...]:
         """Every node's URL, running or not, in the order of `nodes`."""
         return tuple(config.me.url for config in self._laid_out().values())
@@ -292,6 +297,25 @@ class LocalCluster:
             try:
                 for process in self._nodes.values():
                     process.spawn()
+            finally:
+                self._save()
+        await asyncio.gather(*(self._ready(node) for node in self._nodes))
+        return await self.wait_for_leader(within_s=within_s)
+
+    async def start_rest(self, *, within_s: float = LEADER_S) -> Leader:
+        """Start every node that is not running, beside the services that are; on return there is a leader.
+
+        Raises `ProcessTrouble`.
+        """
+        async with locked(self.data):
+            self.refresh()
+            try:
+                for node, process in self._nodes.items():
+                    if not process.alive:
+                        me = self._configs[node].me
+                        for address in (me.api, me.raft):
+                            require_free(split_address(address, "address")[1], node)
+                        process.spawn()
             finally:
                 self._save()
         await asyncio.gather(*(self._ready(node) for node in self._nodes))

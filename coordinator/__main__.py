@@ -19,6 +19,7 @@ from cluster.replication.solo import SoloLog
 from cluster.replication.transport import SocketTransport
 from coordinator.config import ConfigError, NodeConfig, split_address
 from coordinator.descriptors import make_room
+from coordinator.generation import claim, identity
 from coordinator.node import Node
 from coordinator.tls import Tls, identifier
 
@@ -58,6 +59,7 @@ async def _serve(config: NodeConfig, tls: Tls, *, rejoin: bool) -> int:
     config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     node = Node(config, _make_log(config, stop, tls, rejoin=rejoin), SystemClock(), tls=tls)
     try:
+        claim(config)
         await node.start()
     except (OSError, CannotStart) as error:
         await node.abandon()
@@ -97,7 +99,7 @@ def _make_log(config: NodeConfig, on_fatal: OnFatal, tls: Tls, *, rejoin: bool) 
     transport = SocketTransport(
         node=config.node,
         addresses={peer.id: split_address(peer.raft, "raft") for peer in config.nodes},
-        cluster=config.cluster,
+        cluster=identity(config),
         secret=config.secret.encode(),
         ssl_server=tls.raft_server,
         ssl_client=tls.raft_client,

@@ -385,7 +385,7 @@ class Api:
                 "nodes": nodes,
                 "in_flight": self._driver.in_flight,
                 "trouble": trouble,
-                "reconciling": self._ledger.lost is not None,
+                "reconciling": self._ledger.lost is not None or self._driver.awaits_copy,
             }
         )
 

@@ -221,6 +221,13 @@ class Copying:
                 "the name, so it must be the same; nothing was done",
                 code="other_cluster",
             )
+        if header.generation >= self._config.generation:
+            raise Conflict(
+                f"the copy is of generation {header.generation} of this cluster, and the cluster is of generation "
+                f"{self._config.generation}: set generation = {header.generation + 1} in the TOML file of every node, "
+                "with empty data folders, so that no old node comes back into it; nothing was done (docs/RECOVERY.md)",
+                code="same_generation",
+            )
         if header.level > self._ledger.level:
             raise Unprocessable(
                 f"the copy is of level {header.level}, and this cluster works at {self._ledger.level}: it needs newer "

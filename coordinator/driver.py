@@ -32,6 +32,7 @@ from coordinator.config import Limits, NodeConfig
 from coordinator.courier import Courier, LaneStatus
 from coordinator.deadlines import Deadlines
 from coordinator.errors import (
+    AwaitingCopy,
     Conflict,
     Gone,
     NotBeforeUpgrade,
@@ -223,6 +224,7 @@ class Driver:
         Raises `NotLeader` (not begun); `OutcomeUnknown` (perhaps begun); `TooMany`, `Unprocessable`.
         """
         self._require_leading()
+        self._require_copy()
         if new.key is not None:
             holder = self._ledger.holder(new.key)
             if holder is not None:
@@ -399,6 +401,7 @@ class Driver:
 
         Raises `NotKnownYet`, `Gone`, `NotFound`, `NotLeader` (another node may know).
         """
+        self._require_copy()
         knowledge = self._ledger.knowledge(gid)
         self._revive_participants(gid)
         match knowledge:
@@ -456,6 +459,7 @@ class Driver:
         txn = self._ledger.get(gid)
         if txn is not None and (txn.decision is not None or self.leading):
             return txn
+        self._require_copy()
         knowledge = self._ledger.knowledge(gid)
         if knowledge is not Knowledge.FOREIGN:
             # A follower may be behind: what it does not know yet the leader may.
@@ -854,6 +858,21 @@ class Driver:
         self._released.add(gid)
         self._perform(running)
         self._consider(running)
+
+    @property
+    def awaits_copy(self) -> bool:
+        """Whether this cluster was made anew, and has not been given what it is to go on from.
+
+        Of gids it has never heard of it would say that they are aborted, and they may be committed.
+        """
+        return self._config.generation > 1 and not self._ledger.epoch_base
+
+    def _require_copy(self) -> None:
+        if self.awaits_copy:
+            raise AwaitingCopy(
+                f"this is generation {self._config.generation} of the cluster {self._config.cluster}, and it waits for "
+                "the copy that it is to go on from: `outlast restore FILE` (docs/RECOVERY.md); nothing was done"
+            )
 
     def require_restorable(self) -> None:
         """Raises `NotLeader`, `NotBeforeUpgrade`, and `NotEmpty` when there has been a transaction."""

@@ -151,6 +151,13 @@ class NotBeforeUpgrade(Definite):
     retry_after_s = 5.0
 
 
+class AwaitingCopy(Definite):
+    """A cluster that was made anew knows nothing before it has its copy, and must not act as if there were nothing."""
+
+    code, status, title = "awaiting_copy", 503, "Waits for a copy"
+    retry_after_s = 1.0
+
+
 class NotRestored(Definite):
     """A restore was begun and not finished: nothing of it stays."""
 

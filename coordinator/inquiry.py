@@ -96,12 +96,14 @@ class Inquiry:
         """How far it is, for people and programs; complete on the leader only."""
         lost = self._ledger.lost
         if lost is None:
-            return {"open": False, "fresh": self._ledger.is_fresh, "settled": self._counts()}
+            waits = self._driver.awaits_copy
+            return {"open": False, "awaits_copy": waits, "fresh": self._ledger.is_fresh, "settled": self._counts()}
         open_ones = [
             txn.gid for number, txn in self._ledger.unfinished.items() if number in lost and txn.decision is None
         ]
         return {
             "open": True,
+            "awaits_copy": False,
             "fresh": False,
             "range": [str(Gid.of_number(self._ledger.cluster, number)) for number in (lost.low, lost.high)],
             "without": list(lost.without),

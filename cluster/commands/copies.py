@@ -238,6 +238,9 @@ def _show_status(arguments: argparse.Namespace, found: dict[str, Any]) -> None:
 def status_lines(found: dict[str, Any]) -> Iterator[str]:
     """How far finding out is, for people."""
     settled = ", ".join(f"{count} {what}" for what, count in found["settled"].items())
+    if found["awaits_copy"]:
+        yield "this cluster waits for the copy that it is to go on from: outlast restore FILE"
+        return
     if not found["open"]:
         yield f"nothing is open; found out since this node leads: {settled}"
         return

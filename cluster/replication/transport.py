@@ -584,7 +584,7 @@ class _Link(asyncio.Protocol):
         if version != _VERSION:
             raise BadFrame(f"it speaks version {version!r:.40}, this node {_VERSION}")
         if cluster != self._owner.cluster:
-            raise BadFrame(f"it is of cluster {cluster!r:.80}")
+            raise BadFrame(f"it is of cluster {cluster!r:.80}, this node of {self._owner.cluster!r}")
         if acceptor != self._owner.node:
             raise BadFrame(f"it wants to speak to {acceptor!r:.80}")
         if type(dialer) is not str or dialer not in self._owner.peers or dialer < self._owner.node:

@@ -166,11 +166,12 @@ class Life:
 
     def __init__(self, world):
         self.world = world
+        self.generation = 2 if world.copy else 1
 
     async def __aenter__(self):
         settings = ServerSettings(ask_backoff_s=0.01, ask_backoff_cap_s=0.05, in_doubt_after_s=0.01)
         self.servers = [await start(manager, settings=settings) for manager in (self.world.a, self.world.b)]
-        self._context = running(configs()[0], MemoryLog("n1", understands=2))
+        self._context = running(replace(configs()[0], generation=self.generation), MemoryLog("n1", understands=2))
         self.node = await self._context.__aenter__()
         await eventually(lambda: self.node.node.ledger.level == 2)
         return self
@@ -421,8 +422,33 @@ async def test_copies_that_are_refused_leave_nothing(world):
         await life.closed()
 
 
+async def test_a_cluster_made_anew_says_nothing_before_it_has_its_copy(world):
+    """In an epoch of its own it would presume of every older gid that it is aborted."""
+    gid = "test-0-7"
+    async with Life(world) as life:
+        await life.register()
+        assert await life.outcome(gid) == "awaiting_copy"
+        assert (await life.node.submit("a")).code == "awaiting_copy"
+        assert (await life.node.call("GET", f"/v1/transactions/{gid}")).code == "awaiting_copy"
+        assert (await life.node.call("GET", "/v1/cluster")).json["reconciling"]
+        assert (await life.status())["awaits_copy"]
+        await life.restore()
+        assert not (await life.status())["awaits_copy"]
+        await life.closed()
+
+
+async def test_the_same_generation_is_refused(world):
+    life = Life(world)
+    life.generation = 1
+    async with life:
+        assert await life.outcome("test-0-7") == "aborted", "which is why"
+        reply = await life.node.call("POST", "/v1/restore", raw=world.copy)
+        assert (reply.status, reply.code) == (409, "same_generation")
+        assert life.node.node.ledger.is_fresh
+
+
 async def test_a_copy_of_another_cluster(world):
-    async with running(replace(configs()[0], cluster="other"), MemoryLog("n1", understands=2)) as node:
+    async with running(replace(configs()[0], cluster="other", generation=2), MemoryLog("n1", understands=2)) as node:
         await eventually(lambda: node.node.ledger.level == 2)
         reply = await node.call("POST", "/v1/restore", raw=world.copy)
         assert (reply.status, reply.code) == (422, "other_cluster")
@@ -456,6 +482,7 @@ async def test_no_base_would_be_noticed(world, monkeypatch):
         return applied
 
     monkeypatch.setattr(Ledger, "_install", without_base)
+    monkeypatch.setattr("coordinator.driver.Driver.awaits_copy", False)
     monkeypatch.setattr("tests.unit.test_inquiry.Life.closed", Life.status)
     with pytest.raises((AssertionError, TimeoutError)):
         async with asyncio.timeout(5):
