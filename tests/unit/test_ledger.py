@@ -29,15 +29,19 @@ from coordinator.protocol.entries import (
     ContradictionSeen,
     Decided,
     Ended,
+    Enlisted,
     Forgotten,
     Header,
+    Opened,
     Raised,
     Registered,
+    Sealed,
     TookOver,
     Unregistered,
 )
-from coordinator.protocol.invariants import check, check_delta
+from coordinator.protocol.invariants import check, check_delta, check_owed
 from coordinator.protocol.messages import Gid
+from coordinator.protocol.registry import PROTOCOLS
 from coordinator.protocol.transaction import Decision, State, VoteKind
 
 ANY = settings(deadline=None, derandomize=True, database=None, max_examples=300)
@@ -554,6 +558,14 @@ BEGINNINGS = st.builds(
     key=st.none() | st.sampled_from(["k", "l"]),
     body_hash=BYTES,
 )
+OPENINGS = st.builds(
+    Opened,
+    gid=GIDS,
+    protocol=st.just("2pc"),
+    timeout_ms=TIMES,
+    key=st.none() | st.sampled_from(["k", "l"]),
+    body_hash=BYTES,
+)
 DECISIONS = st.builds(
     Decided,
     gid=GIDS,
@@ -574,9 +586,46 @@ ENTRY = st.one_of(
     st.builds(Unregistered, name=NAMES),
     st.builds(Forgotten, floor=FLOORS, before=TIMES),
     st.builds(Raised, level=st.integers(-1, NEWEST)),
+    OPENINGS,
+    st.builds(Enlisted, gid=GIDS, branch=NAMES, participant=NAMES),
+    st.builds(Sealed, gid=GIDS, branches=st.lists(NAMES, max_size=2, unique=True).map(tuple)),
 )
 HEADERS = st.builds(Header, epoch=st.sampled_from([1, 1, 1, 2, 0]), at=TIMES)
-COMMANDS = st.builds(encode_command, HEADERS, st.lists(ENTRY, min_size=1, max_size=4))
+
+
+def _life(gid, names, kinds):
+    """Entries of one transaction that follow from each other, as chance alone hardly ever puts them together."""
+    votes = tuple(BranchVote(branch=name, vote=VoteKind.PREPARED) for name in names)
+    life = {
+        "begun": [Begun(gid=gid, protocol="2pc", branches=begun(gid, *names).branches, timeout_ms=1)],
+        "opened": [Opened(gid=gid, protocol="2pc", timeout_ms=1)],
+        "enlisted": [Enlisted(gid=gid, branch=name, participant=name) for name in names],
+        "sealed": [Sealed(gid=gid, branches=tuple(names))],
+        "commit": [Decided(gid=gid, decision=Decision.COMMIT, votes=votes)],
+        "abort": [Decided(gid=gid, decision=Decision.ABORT)],
+        "ended": [Ended(gid=gid)],
+    }
+    return [entry for kind in kinds for entry in life[kind]]
+
+
+LIVES = st.builds(
+    _life,
+    st.sampled_from(["m-1-1", "m-1-2", "m-2-1"]),
+    st.lists(st.sampled_from(["a", "b"]), min_size=1, unique=True),
+    st.sampled_from(
+        [
+            ("begun", "commit", "ended"),
+            ("begun", "abort", "ended"),
+            ("opened", "enlisted", "sealed", "commit", "ended"),
+            ("opened", "enlisted", "abort", "sealed", "ended"),
+            ("opened", "enlisted", "sealed", "enlisted"),
+            ("opened", "sealed", "commit"),
+            ("enlisted", "sealed"),
+            ("commit", "ended"),
+        ]
+    ).flatmap(lambda kinds: st.integers(1, len(kinds)).map(lambda count: kinds[:count])),
+)
+COMMANDS = st.builds(encode_command, HEADERS, st.lists(ENTRY, min_size=1, max_size=4) | LIVES)
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 12) | st.sampled_from(["m-1-1", "a", "2pc", "commit"]) | st.just(b"1"),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(["a", "b"]), inner, max_size=2),
@@ -661,6 +710,7 @@ def test_every_step_keeps_the_invariants(log):
             after = ledger.get(gid) if gid is not None else None
             assert check_delta(before, after) == []
             assert after is None or check(after) == []
+            assert after is None or check_owed(after, PROTOCOLS[after.protocol].owed(after)) == []
             assert ledger.epoch >= epoch
             assert ledger.floor >= floor
             assert ledger.level >= level
