@@ -530,6 +530,9 @@ class MariaDbDatabase(PreparedDatabase):
                 (gid.cluster, gid.number, branch),
             )
         for state, result, reason, retryable in rows:
+            if held and state != State.COMMITTED.value:
+                _log.warning("branch %s was prepared without its marker after it was %s: rolled back", key, state)
+                await self.roll_back(gid, branch)
             raw = None if result is None else str(result).encode()
             return Branch(state=State(state), result=raw, reason=reason, retryable=bool(retryable))
         return Branch(state=State.PREPARED) if held else Branch()

@@ -6,16 +6,20 @@ from pathlib import Path
 
 import asyncmy
 import pytest
+from aiohttp import web
 
-from coordinator.protocol.messages import Prepared, ReadOnly, Refused
+from coordinator.protocol.messages import Contradicted, Prepared, ReadOnly, Refused
 from participants.manager import Unavailable
 from participants.mariadb import MariaDbBranch, MariaDbManager, MariaDbSettings
 from participants.mariadb_names import marker_statement, xid_of
 from participants.mariadb_owners import Owners
 from participants.operations import Operations, Refuse
 from participants.prepared import Unfit
+from participants.server import start
+from participants.settings import ServerSettings
 from tests.integration.prepared_contract import Bench, PreparedContract, acked, prepared
 from tests.integration.world import eventually
+from tests.support.breaking import Breaking
 from tests.support.mariadb import connect, new_server
 
 RESET_CONNECTION = 0x1F
@@ -71,12 +75,12 @@ class MariaDbBench(Bench):
     def __init__(self, server, database, **settings):
         super().__init__()
         self.server, self.database, self.user = server, database, "root"
-        self.left_alone = ()
+        self.left_alone, self.socket = (), server.socket
         self.settings = MariaDbSettings(**settings)
 
     @property
     def dsn(self):
-        return f"mariadb://{self.user}@localhost/{self.database}?socket={self.server.socket}"
+        return f"mariadb://{self.user}@localhost/{self.database}?socket={self.socket}"
 
     def new_manager(self):
         return MariaDbManager(self.dsn, operations, settings=self.settings, left_alone=self.left_alone)
@@ -409,6 +413,97 @@ async def test_a_prepare_that_outlived_its_participant_is_ended_before_its_abort
     assert await bench.sql("XA RECOVER") == []
     assert await bench.balance("ann") == 100
     assert await bench.rows() == {(gid, "b"): "aborted"}
+
+
+async def test_what_is_prepared_without_its_marker_after_an_abort_is_rolled_back(bench):
+    gid = bench.gid()
+    assert await bench.abort(gid) == acked(gid)
+    late = await bench.connect()
+    xid = xid_of(gid, "b", database=bench.database, connection=late.id).sql
+    change = "UPDATE account SET balance = 1 WHERE name = 'ann'"
+    await late.run(f"XA START {xid}", change, f"XA END {xid}", f"XA PREPARE {xid}")
+    await late.close()
+    await bench.restart()
+    assert await bench.commit(gid) == Contradicted(gid=gid, branch="b", state="aborted")
+    assert await bench.sql("XA RECOVER") == []
+    assert await bench.balance("ann") == 100
+
+
+async def insisted(decide, gid):
+    """The answer, as a coordinator gets it: what is unknown is asked again."""
+    try:
+        return await decide(gid)
+    except Unavailable:
+        return await decide(gid)
+
+
+@pytest.mark.parametrize("reaches", [True, False])
+async def test_a_connection_that_breaks_leaves_it_unknown_until_one_looks(mariadb, mariadb_database, reaches):
+    async with Breaking(mariadb.socket) as breaking:
+        bench = MariaDbBench(mariadb, mariadb_database)
+        bench.socket = breaking.path
+        bench.other = await bench.connect()
+        await bench.sql(*ACCOUNTS)
+        await bench.start()
+        gid = bench.gid()
+        breaking.at(b"XA PREPARE", reaches=reaches)
+        with pytest.raises(Unavailable, match="the connection was lost while the branch was prepared"):
+            await bench.prepare(gid)
+        assert breaking.broke
+        # Whichever it was: repeated, the vote is the truth, and the work is done once.
+        assert isinstance(await bench.prepare(gid), Prepared)
+        breaking.at(b"XA COMMIT", reaches=reaches)
+        assert await insisted(bench.commit, gid) == acked(gid)
+        assert breaking.broke
+        assert await bench.balance("ann") == 90
+        assert await bench.rows() == {(gid, "b"): "committed"}
+        other = bench.gid()
+        assert isinstance(await bench.prepare(other), Prepared)
+        breaking.at(b"XA ROLLBACK", reaches=reaches)
+        assert await insisted(bench.abort, other) == acked(other)
+        assert breaking.broke
+        assert await bench.balance("ann") == 90
+        await emptied(bench)
+
+
+async def test_an_orphan_under_our_prefix_is_swept_up_and_a_foreign_one_is_not(bench, caplog):
+    stranger = await bench.connect()
+    await stranger.run("XA START 'theirs'", "UPDATE account SET balance = 7 WHERE name = 'cy'", "XA END 'theirs'")
+    await stranger.run("XA PREPARE 'theirs'")
+
+    async def outcome(request):
+        if request.match_info["gid"].endswith("-77"):
+            return web.json_response({"code": "forgotten"}, status=410)
+        return web.json_response({"outcome": "aborted"})
+
+    app = web.Application()
+    app.router.add_get("/v1/outcomes/{gid}", outcome)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    node = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    settings = ServerSettings(coordinators=(node,), sweep_every_s=0.05, in_doubt_after_s=0.01)
+    served = await start(bench.new_manager(), settings=settings)
+    kept = {"'theirs'", "'shop-1-77"}
+
+    async def held():
+        return {row[3].partition("_")[0] for row in await bench.sql("XA RECOVER FORMAT='SQL'")}
+
+    async def swept():
+        return await held() == kept
+
+    try:
+        await bench.enlist("shop-1-50", "b", "ann", 1)
+        await bench.enlist("shop-1-77", "b", "bob", 1)
+        await eventually(swept, "the orphan is rolled back")
+        assert await bench.rows() == {("shop-1-50", "b"): "aborted"}
+        await eventually(lambda: "has forgotten it" in caplog.text, "410 is an alarm, never a decision")
+        assert await held() == kept
+    finally:
+        await served.stop()
+        await runner.cleanup()
+    await stranger.run("XA ROLLBACK 'theirs'")
+    await stranger.close()
 
 
 async def test_the_marker_of_a_late_branch_meets_the_tombstone(bench):
