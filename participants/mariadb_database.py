@@ -41,6 +41,7 @@ from participants.mariadb_errors import (
     NO_SUCH_THREAD,
     NO_SUCH_XID,
     NOT_NULL,
+    ROLLED_BACK,
     STATEMENT_TIMEOUT,
     WRONG_STATE,
     code_of,
@@ -105,7 +106,9 @@ class MariaDbDatabase(PreparedDatabase):
     ) -> None:
         self._address, self._operations, self._settings = address, operations, settings
         self._left_alone, self._accept_unsafe = left_alone, accept_unsafe
-        self._workers = Pool(settings.work_connections, self._dial)
+        self._workers = Pool(
+            settings.work_connections, self._dial, spare=lambda: settings.pinned_connections - len(self._pins)
+        )
         self._finishers = Pool(settings.finish_connections, self._dial)
         self._owners = Owners(self._dial)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -232,6 +235,7 @@ class MariaDbDatabase(PreparedDatabase):
         try:
             if time.monotonic() >= self._tables_due_s:
                 await self._look_at_tables(session)
+            session.holds = xid
             await session.script(f"XA START {xid.sql}")
         except (asyncmy.errors.MySQLError, *LOST) as error:
             session.close()
@@ -327,6 +331,7 @@ class MariaDbDatabase(PreparedDatabase):
         )
         try:
             await session.script(f"XA END {xid.sql}", f"XA ROLLBACK {xid.sql}")
+            session.holds = None
             await session.run(statement, (gid.cluster, gid.number, branch, result))
         except (asyncmy.errors.MySQLError, *LOST) as error:
             code = code_of(error)
@@ -352,6 +357,7 @@ class MariaDbDatabase(PreparedDatabase):
                 if code_of(error) != NO_SUCH_XID:
                     raise
                 # A prepare that fails has forgotten it.
+            session.holds = None
         except (asyncmy.errors.MySQLError, *LOST) as error:
             _log.info("a connection is given up, for a refused branch was not rolled back: %s", said(error))
             session.close()
@@ -416,12 +422,17 @@ class MariaDbDatabase(PreparedDatabase):
         except (asyncmy.errors.MySQLError, *LOST) as error:
             if is_loss(error):
                 return False
+            if code_of(error) in (NO_SUCH_XID, ROLLED_BACK, WRONG_STATE):
+                # It is not what it should be: a look tells what it is.
+                pin.session.close()
+                return False
             # Such as during a backup, which lets nobody commit: it stays prepared, and the connection its own.
             self._pins[key] = pin
             raise Unavailable(f"{verb} {pin.xid.sql}: {said(error)}; it stays prepared") from error
         except BaseException:
             pin.session.close()
             raise
+        pin.session.holds = None
         self._workers.give(pin.session)
         return True
 
@@ -454,7 +465,10 @@ class MariaDbDatabase(PreparedDatabase):
         began_s = time.monotonic()
         told = False
         while held.owner in await self._owners.now():
-            if any(session.id == held.owner and not session.closed for session in self._sessions):
+            if any(
+                session.id == held.owner and session.holds != held.xid and not session.closed
+                for session in self._sessions
+            ):
                 # A server that was started again counts its connections anew: this one is ours, and never had it.
                 return
             waited_s = time.monotonic() - began_s
@@ -593,9 +607,33 @@ class MariaDbDatabase(PreparedDatabase):
             "INSERT INTO outlast_horizons(cluster, epoch, floor) VALUES (%s, %s, %s) ON DUPLICATE KEY UPDATE"
             " epoch = GREATEST(epoch, VALUES(epoch)), floor = GREATEST(floor, VALUES(floor))"
         )
+        for cluster, horizon in sorted(horizons.items()):
+            values = (cluster, horizon.epoch, min(horizon.floor, NUMBER_LIMIT - 1))
+            try:
+                async with self._finisher("the horizon was not saved") as session:
+                    await session.run(statement, values)
+            except asyncmy.errors.MySQLError as error:
+                if code_of(error) != LOCK_TIMEOUT:
+                    raise Unavailable(f"the horizon was not saved: {said(error)}") from error
+                await self._save_by_force(statement, values)
+
+    async def _save_by_force(self, statement: str, values: tuple[object, ...]) -> None:
+        """Saves a horizon that applications keep locked.
+
+        Under REPEATABLE READ a marker locks the horizon that it reads, until its branch is prepared. An application
+        that has stopped in between must not keep a new leader from being heard. It has not voted, so it may be ended.
+        """
         async with self._plainly("the horizon was not saved") as session:
-            for cluster, horizon in sorted(horizons.items()):
-                await session.run(statement, (cluster, horizon.epoch, min(horizon.floor, NUMBER_LIMIT - 1)))
+            saving = asyncio.create_task(session.run(statement, values))
+            try:
+                for holder in await self._owners.blocking(session.id):
+                    _log.warning(
+                        "connection %d keeps a horizon locked, and is ended: its branch is not prepared", holder
+                    )
+                    await self._kill(holder)
+            finally:
+                await asyncio.wait([saving])
+            await saving
 
     async def prune(self, cluster: str, above: int, below: int, at_most: int) -> int:
         """Deletes rows, each by its whole key: a DELETE over a range would wait for the first row beyond it as well."""

@@ -23,6 +23,7 @@ from participants.mariadb_session import Session
 
 _PAUSE_S: Final = 0.12
 _LOOKS: Final = 20
+_BLOCKING_LOOKS: Final = 5
 _LOCK: Final = "SELECT GET_LOCK('outlast_owners', 3)"
 
 
@@ -45,6 +46,27 @@ class Owners:
                 self._seen = await self._look()
                 self._ended = self._begun
             return self._seen
+
+    async def blocking(self, waiter: int) -> frozenset[int]:
+        """The ids of connections that hold what connection `waiter` waits for, once it does. Raises `Unavailable`."""
+        session = await self._dial()
+        find = (
+            "SELECT b.trx_mysql_thread_id FROM information_schema.innodb_lock_waits AS w"
+            " JOIN information_schema.innodb_trx AS r ON r.trx_id = w.requesting_trx_id"
+            " JOIN information_schema.innodb_trx AS b ON b.trx_id = w.blocking_trx_id WHERE r.trx_mysql_thread_id = %s"
+        )
+        try:
+            await session.run(_LOCK)
+            for _ in range(_BLOCKING_LOOKS):
+                await asyncio.sleep(_PAUSE_S)
+                found = frozenset(int(row[0] or 0) for row in await session.rows(find, (waiter,))) - {0}
+                if found:
+                    return found
+        except (asyncmy.errors.MySQLError, *LOST) as error:
+            raise Unavailable(f"who holds a lock was not found out: {said(error)}") from error
+        finally:
+            await session.quit()
+        return frozenset()
 
     async def _look(self) -> frozenset[int]:
         session = await self._dial()

@@ -21,6 +21,7 @@ from asyncmy.constants import CLIENT
 from participants.manager import Unavailable
 from participants.mariadb_branch import Parameters
 from participants.mariadb_errors import ACCESS_DENIED, code_of, is_loss, said
+from participants.mariadb_names import Xid
 from participants.prepared import PreparedSettings, Unfit
 
 _log = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ class Session:
         self._connection = connection
         self._timeout_s = timeout_s
         self.id = int(connection.thread_id())
+        self.holds: Xid | None = None
+        """The branch that was begun on it and has not ended, as far as is known here."""
         self.failed_at = 0
         """Which statement of the last `script` has failed."""
 
@@ -181,11 +184,17 @@ class Busy(Exception):
 
 
 class Pool:
-    """At most `size` connections are lent out together. What is lent may be kept; it then makes room for another."""
+    """At most `size` connections are lent out together. What is lent may be kept; it then makes room for another.
 
-    def __init__(self, size: int, dial: Callable[[], Awaitable[Session]]) -> None:
+    spare: how many more than `size`, less those that are lent, may lie here unused.
+    """
+
+    def __init__(
+        self, size: int, dial: Callable[[], Awaitable[Session]], *, spare: Callable[[], int] = lambda: 0
+    ) -> None:
         self._dial = dial
-        self._size = size
+        self._spare = spare
+        self._unlent = size
         self._free: list[Session] = []
         self._room = asyncio.Semaphore(size)
         self._closed = False
@@ -197,6 +206,7 @@ class Pool:
                 await self._room.acquire()
         except TimeoutError:
             raise Busy from None
+        self._unlent -= 1
         try:
             if self._closed:
                 raise Unavailable("the connections are closed")
@@ -207,11 +217,12 @@ class Pool:
                 session.close()
             return await self._dial()
         except BaseException:
-            self._room.release()
+            self.leave()
             raise
 
     def leave(self) -> None:
         """Whoever has acquired a connection keeps it, or has closed it: another one may be lent."""
+        self._unlent += 1
         self._room.release()
 
     def release(self, session: Session) -> None:
@@ -221,7 +232,7 @@ class Pool:
 
     def give(self, session: Session) -> None:
         """A connection that nobody needs any more, not necessarily one of this pool's."""
-        if self._closed or session.closed or len(self._free) >= self._size:
+        if self._closed or session.closed or len(self._free) >= self._unlent + self._spare():
             session.close()
         else:
             self._free.append(session)

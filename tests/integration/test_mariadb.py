@@ -553,6 +553,22 @@ async def owners(bench):
     return [int(row[3].split("'")[1].rpartition("_")[2]) for row in await bench.sql("XA RECOVER FORMAT='SQL'")]
 
 
+async def test_an_application_that_stops_after_its_marker_does_not_keep_a_new_leader_waiting(mariadb, mariadb_database):
+    """It is REPEATABLE READ, as MariaDB has it unless told otherwise, so its marker locks the horizon that it read."""
+    bench = await stocked(mariadb, mariadb_database, lock_within_s=1.0)
+    await bench.prepare(first := bench.gid(), op="pay", account="cy", amount=1)
+    stopped = await bench.connect()
+    gid = bench.gid()
+    xid = xid_of(gid, "b", database=bench.database, connection=stopped.id).sql
+    await stopped.run(f"XA START {xid}", "UPDATE account SET balance = 1 WHERE name = 'ann'")
+    await stopped.run(marker_statement(gid, "b", database=bench.database, connection=stopped.id))
+    assert await bench.commit(first, epoch=2) == acked(first)
+    assert await bench.abort(gid, epoch=2) == acked(gid)
+    assert await bench.balance("ann") == 100
+    stopped.raw.close()
+    await emptied(bench)
+
+
 # ------------------------------------------------------------------------------------------- what is unfit
 
 
