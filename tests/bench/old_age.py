@@ -4,10 +4,11 @@
     python -m tests.bench.old_age start [--ended 1000000] [--tail-mb 32]
 
 *soak*: load without end. The nodes' calendars run a hundred times as fast as the machine's, so that the quarter of an
-hour for which an ended transaction is remembered passes in nine seconds; of their settings only the size at which the
-log is compacted is another. Memory and disk of each node are looked at all the time, and must have levelled off: what
-the last third of the time has reached is not above what the third before it had, but for a margin. `--forget-nothing`
-shows that this would notice: dates then go by as they do, and it must fail.
+hour for which an ended transaction is remembered passes in nine seconds. (The timeouts of transactions are dates, too,
+and therefore as long as they may be.) Memory and disk of each node are looked at all the time, and must have levelled
+off: what the last third of the time has reached is not above what the third before it had, but for a margin. It takes
+some minutes until the log's files have come and gone. `--forget-nothing` shows that this would notice: dates then go by
+as they do, and it must fail.
 
 *start*: the data of a node that remembers a million ended transactions, and as much log after its snapshot as there can
 be, is written; three real nodes are started on it, and timed until they take part, and until one leads.
@@ -51,7 +52,7 @@ from coordinator.protocol.transaction import Decision, VoteKind
 
 NAMES = ("null-a", "null-b")
 FASTER = 100
-COMPACT_BYTES = 8 << 20
+LIMITS = {"compact_log_bytes": 8 << 20, "default_timeout_s": 300}
 PAYLOAD = "x" * 4000
 """So much that the log's files, of 64 MiB, come and go within a minute."""
 MARGIN = 1.05
@@ -126,7 +127,7 @@ async def soak(options: argparse.Namespace) -> int:
     looks: dict[str, list[Look]] = {}
     with tempfile.TemporaryDirectory(prefix="outlast-soak-") as name:
         folder = Path(name)
-        cluster = AgingCluster(folder / "c", settings={"limits": {"compact_log_bytes": COMPACT_BYTES}})
+        cluster = AgingCluster(folder / "c", settings={"limits": LIMITS})
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(cluster)
             for participant, port in zip(NAMES, free_ports(2), strict=True):
