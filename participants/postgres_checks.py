@@ -62,6 +62,8 @@ async def check(connection: Any, settings: PreparedSettings, *, accept_unsafe: b
         **PLAIN_SESSION,
         "lock_timeout": f"{int(settings.lock_within_s * 1000)}ms",
         "statement_timeout": f"{int(settings.statement_within_s * 1000)}ms",
+        # A participant that stands still must not hold locks: what it works on was not voted for yet.
+        "idle_in_transaction_session_timeout": f"{int(settings.work_within_s * 1000)}ms",
         "standard_conforming_strings": "on",
     }
     if shown["synchronous_commit"] == "off":

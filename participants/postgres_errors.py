@@ -54,6 +54,6 @@ def refusal(error: Any) -> Refuse | None:
 
 
 def is_loss(error: Any) -> bool:
-    """Did the server end the connection, or fail as a whole?"""
+    """Did the server end the connection, or fail as a whole, so that nobody knows what was done?"""
     code = str(error.sqlstate or "")
     return code.startswith(("08", "57P", "58", "XX"))

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import re
 import shutil
+import subprocess
 import sys
 import uuid
 from pathlib import Path
@@ -536,6 +537,30 @@ async def test_a_connection_that_breaks_during_the_prepare_leaves_it_unknown_unt
             await bench.commit(gid)
         assert await bench.commit(gid) == acked(gid)
         assert await bench.balance("ann") == 90
+
+
+def take_the_row(dsn):
+    """Returns when ann's row is free, and blocks everything here until then."""
+    code = "import asyncio, asyncpg, sys\nasync def main():\n    c = await asyncpg.connect(sys.argv[1])\n"
+    code += "    await c.execute('UPDATE account SET balance = 7 WHERE name = $1', 'ann')\nasyncio.run(main())"
+    subprocess.run([sys.executable, "-c", code, dsn], timeout=60, check=True)
+
+
+async def test_a_participant_that_stands_still_holds_no_locks_for_long(brisk):
+    """Its backend ends by itself, while the whole event loop waits for that."""
+    name = f"freeze-{uuid.uuid4().hex}"
+
+    @operations.operation(name)
+    async def freeze(branch: PostgresBranch) -> None:
+        await branch.execute("UPDATE account SET balance = 0 WHERE name = 'ann'")
+        take_the_row(brisk.dsn)
+
+    gid = brisk.gid()
+    with contextlib.suppress(Unavailable):  # it is told that its connection is gone sooner or later
+        assert isinstance(await brisk.prepare(gid, op=name), Refused)
+    assert await brisk.balance("ann") == 7
+    assert await brisk.abort(gid) == acked(gid)
+    assert await brisk.held() == set()
 
 
 async def test_an_orphan_under_our_prefix_is_swept_up_and_a_foreign_one_is_not(bench):
