@@ -134,6 +134,35 @@ async def test_no_order_is_lost_or_torn_when_leader_and_participants_are_killed(
         await world.verify()
 
 
+async def test_a_participant_killed_while_its_prepare_waits_leaves_nothing(tmp_path, mariadb, shop_dsns):
+    async with MariaDbShop(tmp_path, mariadb, shop_dsns, seed=23) as world:
+        # Nothing can be prepared during a backup, nor a tombstone stored.
+        world.expected_lines += [r"a batch of \d+ is unknown"]
+        async with world.load(clients=2):
+            await world.told(10)
+        backup = await connect(mariadb, "mysql")
+        await backup.run("BACKUP STAGE START", "BACKUP STAGE BLOCK_COMMIT")
+        order, branches = world.checkout(APART, APART)
+        asking = asyncio.create_task(world.ask(order, branches, timeout_s=3.0))
+
+        async def waits():
+            return await backup.run(
+                "SELECT id FROM information_schema.processlist WHERE info LIKE 'XA PREPARE %payments%'"
+            )
+
+        await eventually(waits, "the prepare waits for the backup")
+        await world.kill_service("payments")
+        assert await waits(), "the server does not know that its client is dead"
+        await backup.run("BACKUP STAGE END")
+        await backup.close()
+        await world.start_service("payments")
+        told = await asking
+        assert told.decision is not None
+        async with world.load(clients=2):
+            await world.told(10)
+        await world.verify()
+
+
 async def test_no_order_is_lost_or_torn_when_the_server_is_killed(tmp_path, mariadb, shop_dsns):
     async with MariaDbShop(tmp_path, mariadb, shop_dsns, seed=22) as world:
         # What participants say of a database that is away.

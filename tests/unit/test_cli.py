@@ -89,6 +89,16 @@ def test_a_request_that_cannot_be_made(capsys: pytest.CaptureFixture[str], words
         (["sqlite", "--operations", "json", "--file", "x.db"], "not MODULE:NAME"),
         (["sqlite", "--operations", "json:nothing", "--file", "x.db"], "no attribute 'nothing'"),
         (["sqlite", "--operations", "json:dumps", "--file", "x.db"], "not participants.operations.Operations"),
+        (
+            ["sqlite", "--operations", "a:b", "--file", "x.db", "--dsn", "mariadb://db/a"],
+            "are for postgres and mariadb",
+        ),
+        (["mariadb"], "mariadb needs --operations MODULE:NAME and its DSN"),
+        (["mariadb", "--operations", "a:b", "--file", "x.db"], "--file and --schema are for sqlite"),
+        (["mariadb", "--operations", "a:b", "--dsn", "mariadb://ann:secret@db/a"], "use --dsn-file"),
+        (["mariadb", "--operations", "a:b", "--db-schema", "x", "--dsn", "mariadb://db/a"], "is for postgres"),
+        (["mariadb", "--operations", "tests.support.transfers:on_mariadb", "--dsn", "nonsense"], "mariadb://user"),
+        (["postgres", "--operations", "a:b", "--leave-alone", "t", "--dsn", "postgresql://db/a"], "is for mariadb"),
     ],
 )
 def test_a_participant_that_cannot_be_served(capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
