@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.shop_world import ShopWorld
+from tests.integration.test_durability import CompactingWorld
 from tests.integration.world import PATIENCE_S, eventually
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
@@ -22,7 +23,7 @@ async def outlast(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 async def test_a_node_whose_disk_is_lost_is_replaced_under_load(tmp_path: Path) -> None:
-    async with ShopWorld(tmp_path, seed=41) as world:
+    async with CompactingWorld(tmp_path, seed=41) as world:
         world.expected_lines += ["was a member of this cluster", "n[123]: this node must stop", "is not empty"]
         cluster = world.cluster
         async with world.load():
@@ -30,6 +31,8 @@ async def test_a_node_whose_disk_is_lost_is_replaced_under_load(tmp_path: Path) 
             lost, third = (node for node in cluster.nodes if node != leader.node)
             folder = cluster._laid_out()[lost].data
             await world.told(50)
+            for _ in range(2):
+                await world.compacts(leader.node)
             await cluster.kill(lost)
             shutil.rmtree(folder)
             await world.told(20)
@@ -54,6 +57,7 @@ async def test_a_node_whose_disk_is_lost_is_replaced_under_load(tmp_path: Path) 
             status = await cluster.status(lost)
             assert status is not None
             assert status["role"] == "follower"
+            assert "by a snapshot" in cluster.process(lost).program.log.read_text()
 
             # Now it counts: it is half of the majority, and may lead it.
             await cluster.kill(leader.node)
