@@ -168,7 +168,9 @@ class Copying:
                     if len(under_way) >= _PIECES_UNDER_WAY:
                         await _staged(under_way.popleft())
                     entry = CopyPiece(restore=restore, index=count, data=piece)
-                    under_way.append(asyncio.ensure_future(self._driver.log(entry, len(piece) + 100)))
+                    # Each is a command of its own, however small: decoding one takes some milliseconds.
+                    alone = self._config.limits.max_command_bytes
+                    under_way.append(asyncio.ensure_future(self._driver.log(entry, alone)))
                     count += 1
                     # Queued in this order before another is.
                     await asyncio.sleep(0)

@@ -234,7 +234,8 @@ class Inquiry:
             if parsed is not None and parsed.number in lost:
                 view.prepared.setdefault(gid, []).append(branch)
         total = body.get("total", len(rows))
-        view.exhaustive = total == len(rows)
+        # What is at work may be prepared a moment later.
+        view.exhaustive = total == len(rows) and body.get("working", 0) == 0
         return view
 
     async def _testimonies(

@@ -13,7 +13,7 @@ Every answer is a future that several callers may wait for. Its value is an answ
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from coordinator.protocol.messages import Answer, Pending, Prepare
@@ -74,6 +74,11 @@ class Intake:
     def waiting(self) -> int:
         """Messages of any kind that run or wait."""
         return self._waiting
+
+    @property
+    def under_way(self) -> Iterable[BranchId]:
+        """Branches about which a message runs or waits."""
+        return self._branches.keys()
 
     def submit(self, envelope: Envelope) -> Outcome:
         """The future answer. Cancelling it does no harm to others that wait, nor to the work."""

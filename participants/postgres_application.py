@@ -74,8 +74,6 @@ class PostgresWork:
 
     async def prepare(self) -> None:
         """Leaves the marker and prepares. Raises what asyncpg raises."""
-        if self._is_lost():
-            raise asyncpg.ConnectionDoesNotExistError("the connection was lost, and with it the branch's work")
         if not self.connection.is_in_transaction():
             raise asyncpg.InterfaceError("the branch's transaction was ended within its block, with all that it did")
         try:
@@ -84,7 +82,7 @@ class PostgresWork:
             raise  # the server has undone it, and says so
         except BaseException:
             # What becomes of it is not known here. The server must not go on with it for nobody.
-            self._cut()
+            self.connection.terminate()
             raise
         if tag != "PREPARE TRANSACTION":
             raise asyncpg.InFailedSQLTransactionError("the branch's transaction had failed, and was rolled back")
@@ -99,27 +97,17 @@ class PostgresWork:
             async with asyncio.timeout(ROLL_BACK_WITHIN_S):
                 await self._end()
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-            _log.info("a connection of an application was closed, because its transaction did not end: %r", error)
-            self._cut()
+            _log.warning("a connection of an application was closed, because its transaction did not end: %r", error)
+            self.connection.terminate()
         except BaseException:
-            self._cut()
+            self.connection.terminate()
             raise
         finally:
             if self._pool is not None:
                 await asyncio.shield(self._pool.release(self.connection))
 
-    def _is_lost(self) -> bool:
-        try:
-            return bool(self.connection.is_closed())
-        except asyncpg.InterfaceError:
-            return True  # its pool has taken it back, as it does with those that are lost
-
-    def _cut(self) -> None:
-        if not self._is_lost():
-            self.connection.terminate()
-
     async def _end(self) -> None:
-        if self._is_lost():
+        if self.connection.is_closed():
             return
         if self._prepared:
             # asyncpg counts the transaction as open until it is ended by its own object: give that one to end.

@@ -50,7 +50,7 @@ from coordinator.codec import (
 from coordinator.protocol.messages import Answer, Gid, Pending
 from participants.intake import Intake, Outcome
 from participants.listening import Crowd, Site
-from participants.manager import BranchId, Envelope, ResourceManager, TellsWhatItKnows, Unavailable
+from participants.manager import BranchId, Envelope, InDoubt, ResourceManager, TellsWhatItKnows, Unavailable
 from participants.resolver import Resolver
 from participants.settings import ServerSettings, SettingsError, is_loopback
 from participants.tls import coordinator_context, reload, server_context
@@ -319,15 +319,21 @@ class Participant:
     async def _branches(self, request: web.Request) -> web.Response:
         if "gid" in request.query:
             return await self._known(request.query.getall("gid"))
-        found = await self._manager.in_doubt()
         if "before" in request.query:
             bound = _gid(request.query["before"], "before")
-            found = [each for each in found if _precedes(each.gid, bound)]
+            # Looked at first: what is at work now, and prepared a moment later, is in one of the two.
+            working = sum(_precedes(key.gid, bound) for key in self._intake.under_way)
+            found = [each for each in await self._manager.in_doubt() if _precedes(each.gid, bound)]
+            return self._listed(found, {"working": working})
+        return self._listed(await self._manager.in_doubt(), {})
+
+    def _listed(self, found: Sequence[InDoubt], more: dict[str, int]) -> web.Response:
         shown = [
             {"gid": each.gid, "branch": each.branch, "state": "prepared", "prepared_at": each.prepared_at}
             for each in found[: self._settings.branches_limit]
         ]
-        return web.Response(body=json_bytes({"branches": shown, "total": len(found)}), content_type=JSON_TYPE)
+        body = {"branches": shown, "total": len(found), **more}
+        return web.Response(body=json_bytes(body), content_type=JSON_TYPE)
 
     async def _known(self, gids: list[str]) -> web.Response:
         """What is on record of some transactions: also what is over, as far as the manager can tell."""

@@ -6,8 +6,6 @@ from participants.postgres import PostgresBranch
 
 on_postgres, on_mariadb = Operations(), Operations()
 
-ACCOUNTS = 5
-
 TABLES = (
     "CREATE TABLE account(id int PRIMARY KEY, cents bigint NOT NULL)",
     "CREATE TABLE moved(gid varchar(64) PRIMARY KEY, account int NOT NULL, cents bigint NOT NULL)",

@@ -380,6 +380,34 @@ async def test_participants_are_told_no_floor_meanwhile(world, scripted):
         assert (await world.states(gid))[gid] == "cp"
 
 
+async def test_what_is_at_work_is_waited_for(world):
+    """A prepare of the lost cluster that takes long: it would be prepared after all was said to be over."""
+    gid, gate = "test-6-5", asyncio.Event()
+    handle = world.a.handle
+
+    async def slow(batch):
+        if any(isinstance(each.message, Prepare) and each.message.gid == gid for each in batch):
+            await gate.wait()
+        return await handle(batch)
+
+    world.a.handle = slow
+    async with Life(world) as life:
+        body = {"gid": gid, "branch": "a", "epoch": 7, "payload": 1, "deadline_ms": None}
+        sending = asyncio.ensure_future(life.node.session.post(f"{life.servers[0].url}/prepare", json=body))
+        await eventually(lambda: life.servers[0]._intake.working)
+        await life.restore()
+        await life.register()
+        inquiry = life.node.node._inquiry
+        await eventually(lambda: inquiry._views and all(view.answered for view in inquiry._views.values()))
+        await asyncio.sleep(1)
+        assert (await life.status())["open"]
+        gate.set()
+        (await sending).close()
+        await life.closed()
+        assert await life.outcome(gid) == "aborted"
+        assert (await world.states(gid))[gid] == "a-"
+
+
 async def test_a_higher_epoch_than_ours_is_an_alarm(world, caplog):
     await world.prepare(world.a, "test-5-1")
     await world.say(world.a, Abort(gid="test-5-9", branch="a"), epoch=900_000)

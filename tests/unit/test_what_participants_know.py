@@ -95,7 +95,7 @@ async def test_every_manager_of_ours_tells(kind, tmp_path):
         assert {each["gid"] for each in body["branches"]} >= {"m-1-1", "m-1-3"}
         assert body["floor"] == "m-1-3"
         _, body = await ask(participant.url, "before=m-1-1")
-        assert body == {"branches": [], "total": 0}
+        assert body == {"branches": [], "total": 0, "working": 0}
         _, body = await ask(participant.url, "before=m-1-2")
         assert [each["gid"] for each in body["branches"]] == ["m-1-1"]
     finally:

@@ -1,0 +1,104 @@
+"""Backup and restore by way of a follower, and while the leader changes: streams that nobody holds as a whole."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from coordinator.copies import CopyReader
+from coordinator.ledger import Ledger
+from participants.null import NullManager
+from participants.server import start
+from tests.support.logs import Replicas
+from tests.support.nodes import RunningNode, configs, running
+from tests.support.waiting import eventually
+
+NODES = ("n1", "n2", "n3")
+
+
+@asynccontextmanager
+async def three(replicas: Replicas, generation: int = 1) -> AsyncIterator[list[RunningNode]]:
+    """Three nodes; n1 leads, at level 2."""
+    async with AsyncExitStack() as stack:
+        nodes = [
+            await stack.enter_async_context(
+                running(replace(config, generation=generation), replicas.logs[config.node], ready=False)
+            )
+            for config in configs(NODES)
+        ]
+        replicas.lead("n1")
+        await eventually(lambda: all(each.node.ledger.level == 2 for each in nodes))
+        yield nodes
+
+
+@pytest.fixture
+async def copy() -> bytes:
+    """Of a cluster that did twenty transactions; as a follower passes it on."""
+    async with three(Replicas(nodes=NODES)) as (first, second, _third):
+        participant = await start(NullManager())
+        await first.register("p", participant.url)
+        told = [(await second.submit("p", wait="ended")).json["gid"] for _ in range(20)]
+        by_leader = await first.call("GET", "/v1/backup")
+        by_follower = await second.call("GET", "/v1/backup")
+        assert (by_leader.status, by_follower.status) == (200, 200)
+        assert by_follower.headers["Outlast-Leader"] == first.url
+        await participant.stop()
+    for raw in (by_leader.raw, by_follower.raw):
+        reader = CopyReader()
+        ledger = Ledger("test")
+        ledger.restore(reader.feed(raw))()
+        reader.end()
+        assert all(ledger.get(gid) for gid in told)
+    return by_follower.raw
+
+
+async def test_a_follower_passes_a_copy_on(copy: bytes) -> None:
+    async with three(Replicas(nodes=NODES), generation=2) as (_first, second, third):
+        broken = await second.call("POST", "/v1/restore", raw=copy[:-9])
+        assert (broken.status, broken.code) == (422, "broken_copy")
+        reply = await second.call("POST", "/v1/restore", raw=copy)
+        assert reply.status == 200, reply.raw
+        assert len(third.node.ledger) == 20
+        again = await third.call("POST", "/v1/restore", raw=copy)
+        assert (again.status, again.code) == (409, "not_empty")
+
+
+@pytest.mark.parametrize("by", [0, 1])
+async def test_a_leader_that_changes_midway_has_done_nothing(copy: bytes, by: int) -> None:
+    replicas = Replicas(nodes=NODES)
+    async with three(replicas, generation=2) as nodes:
+        gate = asyncio.Event()
+
+        async def slowly() -> AsyncIterator[bytes]:
+            yield copy[:-40]
+            await gate.wait()
+            yield copy[-40:]
+
+        async def upload() -> tuple[int, str]:
+            url = f"{nodes[by].url}/v1/restore"
+            async with nodes[by].session.post(url, data=slowly()) as response:
+                return response.status, response.headers.get("Outlast-Code", "")
+
+        uploading = asyncio.ensure_future(upload())
+        await eventually(lambda: all(node.node.ledger.staged is not None for node in nodes))
+        replicas.lead("n2")
+        await eventually(lambda: nodes[1].node.driver.leading)
+        gate.set()
+        assert await uploading == (503, "not_restored")
+        assert all(node.node.ledger.staged is None and node.node.ledger.is_fresh for node in nodes)
+        reply = await nodes[0].call("POST", "/v1/restore", raw=copy)
+        assert reply.status == 200, reply.raw
+        assert [len(node.node.ledger) for node in nodes] == [20] * 3
+        assert all(node.node.ledger.epoch == node.node.ledger.epoch_base + 2 for node in nodes)
+
+
+async def test_who_is_told_nothing_is_told_nothing_false(copy: bytes) -> None:
+    """Nobody leads: nothing was begun."""
+    replicas = Replicas(nodes=NODES)
+    async with three(replicas, generation=2) as (first, _second, _third):
+        replicas.lead(None)
+        for method, path in (("GET", "/v1/backup"), ("POST", "/v1/restore"), ("GET", "/v1/reconciliation")):
+            reply = await first.call(method, path, raw=copy if method == "POST" else None)
+            assert (reply.status, reply.code) == (503, "no_leader")
