@@ -349,8 +349,7 @@ class PostgresDatabase(PreparedDatabase):
         pause_s = _BUSY_PAUSE_S
         for _ in range(_BUSY_TRIES):
             try:
-                async with self._finisher() as connection:
-                    tag = await connection.execute(f"{verb} '{name}'")
+                tag = await self._finish_once(f"{verb} '{name}'")
                 if tag != verb:
                     raise Unavailable(f"{verb} {name} was answered with {tag}")
                 return True
@@ -364,6 +363,29 @@ class PostgresDatabase(PreparedDatabase):
             await asyncio.sleep(pause_s)
             pause_s *= 2
         raise Unavailable(f"{verb} {name}: somebody else is finishing it, and does not end")
+
+    async def _finish_once(self, statement: str) -> str:
+        """What `_finisher` does, without its detours: every branch comes this way."""
+        try:
+            connection = await self._finishers.acquire(self._settings.acquire_within_s, 2 * self._timeout_s)
+        except Busy:
+            raise Unavailable(f"no connection was free within {self._settings.acquire_within_s:g} s") from None
+        try:
+            tag = str(await connection.execute(statement))
+        except LOST as error:
+            connection.terminate()
+            raise Unavailable(f"the connection was lost: {_text(error)}") from error
+        except asyncpg.PostgresError as error:
+            if is_loss(error):
+                connection.terminate()
+                raise Unavailable(f"PostgreSQL ended the connection: {_text(error)}") from error
+            raise
+        except BaseException:
+            connection.terminate()  # it is still at it
+            raise
+        finally:
+            self._finishers.release(connection)
+        return tag
 
     async def bury(self, gid: Gid, branch: str, record: Branch) -> bool:
         """Stores a tombstone. See `PreparedDatabase.bury`."""

@@ -34,6 +34,7 @@ _NAME: Final = re.compile(r"outlast:([a-z0-9-]+):((?:[A-Za-z0-9._-]|%[0-9A-F]{2}
 _DIGEST_CHARS: Final = 16
 
 
+@lru_cache(maxsize=8192)
 def unfit(gid: Gid, branch: str) -> str | None:
     """Why no branch can have this name; None if it can."""
     if gid.number >= NUMBER_LIMIT:
@@ -78,6 +79,7 @@ def session_name(gid: str, branch: str) -> str:
     return f"{name[: SESSION_LIMIT_BYTES - _DIGEST_CHARS - 1]}~{digest}"
 
 
+@lru_cache(maxsize=1024)
 def literal(text: str | None) -> str:
     """`text` in SQL, whatever the session's settings make of backslashes and quotes."""
     if text is None:

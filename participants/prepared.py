@@ -37,6 +37,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Final
 
 from coordinator.codec import Malformed, json_value
@@ -77,6 +78,8 @@ _PRUNE_STEPS: Final = 16
 """Deletes per cluster and round."""
 
 _UNHEARD: Final = Branch()
+
+_parsed = lru_cache(maxsize=4096)(Gid.parse)
 
 
 class Unfit(Exception):
@@ -256,7 +259,7 @@ class PreparedManager:
 
     async def _answer(self, envelope: Envelope) -> Answer:
         message, stamp = envelope
-        gid = Gid.parse(message.gid)
+        gid = _parsed(message.gid)
         assert gid is not None, "the server checks what it takes"
         why = self._database.unfit(gid, message.branch)
         if why is not None:
