@@ -94,6 +94,29 @@ async def test_a_leader_that_changes_midway_has_done_nothing(copy: bytes, by: in
         assert all(node.node.ledger.epoch == node.node.ledger.epoch_base + 2 for node in nodes)
 
 
+async def test_who_leads_before_it_has_heard_of_the_restore_takes_over_all_the_same(copy: bytes) -> None:
+    """It claims an epoch without the base, which is fenced; and claims another when it has caught up."""
+    replicas = Replicas(nodes=NODES)
+    async with three(replicas, generation=2) as (first, second, third):
+        replicas.logs["n2"].deaf = True
+        assert (await first.call("POST", "/v1/restore", raw=copy)).status == 200
+        assert second.node.ledger.is_fresh
+        replicas.lead("n2")
+        await eventually(lambda: b"n2" in replicas.committed[-1].command)
+        assert not second.node.driver.leading
+        assert third.node.ledger.leader == "n1"
+        replicas.logs["n2"].deaf = False
+        replicas.logs["n2"].catch_up()
+        await eventually(lambda: second.node.driver.leading)
+        base = second.node.ledger.epoch_base
+        assert {node.node.ledger.epoch for node in (first, second, third)} == {base + 2}
+        participant = await start(NullManager())
+        await second.register("p", participant.url)
+        told = await first.submit("p")
+        assert told.json["gid"] == f"test-{base + 2}-0"
+        await participant.stop()
+
+
 async def test_who_is_told_nothing_is_told_nothing_false(copy: bytes) -> None:
     """Nobody leads: nothing was begun."""
     replicas = Replicas(nodes=NODES)
