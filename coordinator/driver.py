@@ -420,13 +420,12 @@ class Driver:
 
     async def _settle(self, gid: str) -> Decision:
         self._require_leading()
+        uncertain = self._uncertain(gid)
+        if uncertain is not None:
+            raise uncertain
         parsed = self._ledger.own_gid(gid)
-        if parsed is not None and parsed.epoch > self._ledger.epoch:
-            raise NotKnownYet(f"{gid} is of a later leader than this node has heard of")
         if parsed is None or parsed.sequence >= self._next_sequence:
             raise NotFound(f"{gid} has not been given to any transaction")
-        if parsed.sequence in self._beginning or parsed.sequence in self._perhaps_begun:
-            raise NotKnownYet(f"{gid} is on its way into the log")
         entry = Decided(gid=gid, decision=Decision.ABORT, reason="never begun, and asked for by a participant in doubt")
         applied = await self._proposed(entry, 200)
         if applied.txn is None or applied.txn.decision is None:
@@ -440,11 +439,22 @@ class Driver:
             for branch in running.txn.branches:
                 self._courier.wake(branch.participant)
 
-    def _absent(self, gid: str) -> Exception:
+    def _uncertain(self, gid: str) -> NotKnownYet | None:
+        """Why a leader cannot tell whether `gid`, which it does not have, exists: it may have been deposed unawares."""
         parsed = self._ledger.own_gid(gid)
-        if parsed is not None and parsed.epoch > self._ledger.epoch:
-            # Another node leads, and this one has not noticed yet.
+        if parsed is None:
+            return None
+        if parsed.epoch > self._ledger.epoch:
             return NotKnownYet(f"{gid} is of a later leader than this node has heard of")
+        on_its_way = parsed.sequence in self._beginning or parsed.sequence in self._perhaps_begun
+        if parsed.epoch == self._numbered and on_its_way:
+            return NotKnownYet(f"{gid} is on its way into the log")
+        return None
+
+    def _absent(self, gid: str) -> Exception:
+        uncertain = self._uncertain(gid)
+        if uncertain is not None:
+            return uncertain
         knowledge = self._ledger.knowledge(gid)
         if knowledge is Knowledge.FORGOTTEN:
             return Gone(f"{gid} has been forgotten, or never was; its retention time is over")

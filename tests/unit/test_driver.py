@@ -679,6 +679,22 @@ async def test_a_client_that_gives_up_does_not_leave_its_place_taken(led: Led, n
     assert led.driver._beginning == set()
 
 
+async def test_what_may_have_begun_is_not_said_to_be_missing(led: Led, null: Participant) -> None:
+    """This leader may have been deposed unawares, and its successor have told the client."""
+    await led.running.register("stock", null.url)
+    led.replicas.hold = True
+    task = asyncio.create_task(led.driver.submit(new("stock", key="k")))
+    await eventually(lambda: led.replicas.waiting)
+    gid = f"test-{led.replicas.term}-0"
+    with pytest.raises(NotKnownYet):
+        led.driver.read(gid)
+    with pytest.raises(NotKnownYet):
+        await led.driver.abort(gid, "a client's wish", 1.0)
+    led.replicas.hold = False
+    led.replicas.commit()
+    assert (await task).gid == gid
+
+
 # ------------------------------------------------------------------------------------------------ outcomes
 
 
