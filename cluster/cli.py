@@ -263,7 +263,9 @@ def _add_serving_commands(commands: "_Commands[argparse.ArgumentParser]") -> Non
 
 def _add_tx_commands(commands: "_Commands[argparse.ArgumentParser]") -> None:
     tx = commands.add_parser(
-        "tx", help="submit, show, list and abort transactions", description="Submit, show, list and abort transactions."
+        "tx",
+        help="submit, show, list and abort transactions, and resolve branches by hand",
+        description="Submit, show, list and abort transactions, and resolve branches by hand.",
     )
     actions = tx.add_subparsers(metavar="ACTION", required=True)
 
@@ -303,6 +305,9 @@ def _add_tx_commands(commands: "_Commands[argparse.ArgumentParser]") -> None:
     listing.add_argument(
         "--state", choices=("active", "preparing", "committing", "aborting", "committed", "aborted"), help="only those"
     )
+    listing.add_argument(
+        "--heuristic", action="store_true", help="only those that a participant contradicts, or an operator resolved"
+    )
     listing.add_argument("--limit", type=_positive, default=20, help="at most so many (%(default)s)")
     listing.add_argument("--after", metavar="GID", help="go on after this one")
 
@@ -314,7 +319,37 @@ def _add_tx_commands(commands: "_Commands[argparse.ArgumentParser]") -> None:
         "outlast tx abort local-abcd-2-17",
     )
     abort.add_argument("gid")
-    for command in (submit, show, listing, abort):
+
+    resolve = _command(
+        actions,
+        "resolve",
+        "tx:resolve",
+        "record that a branch of a decided transaction is ended by hand",
+        "outlast tx resolve local-abcd-2-17 --branch payments --abort --note 'disk lost, restored from Monday'",
+        "outlast tx resolve local-abcd-2-17 --branch payments --commit --tell",
+    )
+    resolve.add_argument("gid")
+    resolve.add_argument("--branch", required=True, metavar="NAME", help="which one")
+    how = resolve.add_mutually_exclusive_group(required=True)
+    how.add_argument("--commit", dest="outcome", action="store_const", const="commit", help="it is committed")
+    how.add_argument("--abort", dest="outcome", action="store_const", const="abort", help="it is rolled back")
+    resolve.add_argument("--note", metavar="TEXT", help="why; it stays with the transaction")
+    resolve.add_argument("--tell", action="store_true", help="then ask the participant to do it, too")
+    resolve.add_argument(
+        "--participant-token-file", type=Path, metavar="FILE", help="holds the bearer token to show to the participant"
+    )
+    resolve.add_argument(
+        "--participant-ca", type=Path, metavar="FILE", help="who issued the participant's certificate, for https"
+    )
+    acknowledge = _command(
+        actions,
+        "acknowledge",
+        "tx:acknowledge",
+        "record that what was resolved by hand is seen to: it may be forgotten",
+        "outlast tx acknowledge local-abcd-2-17",
+    )
+    acknowledge.add_argument("gid")
+    for command in (submit, show, listing, abort, resolve, acknowledge):
         _nodes(command)
 
 

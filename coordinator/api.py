@@ -102,6 +102,8 @@ class Api:
                 web.post("/v1/transactions/{gid}/branches", self._enlist),
                 web.post("/v1/transactions/{gid}/commit", self._commit),
                 web.post("/v1/transactions/{gid}/abort", self._abort),
+                web.post("/v1/transactions/{gid}/resolve", self._resolve),
+                web.post("/v1/transactions/{gid}/acknowledge", self._acknowledge),
                 web.get("/v1/outcomes/{gid}", self._outcome),
                 web.get("/v1/participants", self._participants),
                 web.put("/v1/participants/{name}", self._register),
@@ -244,12 +246,15 @@ class Api:
 
         async def here() -> web.Response:
             txn = self._driver.read(gid)
-            return await self._when(txn.gid, wait, until_s)
+            return await self._when(txn.gid, wait, until_s, told=True)
 
         return await self._relay.run(request, here, extra={WAIT_HEADER: str(int(wait_s * 1000))}, wait_s=wait_s)
 
-    async def _when(self, gid: str, wait: str, until_s: float) -> web.Response:
-        """The transaction once it is as far as `wait` says, or at `until_s`, whichever comes first."""
+    async def _when(self, gid: str, wait: str, until_s: float, *, told: bool = False) -> web.Response:
+        """The transaction once it is as far as `wait` says, or at `until_s`, whichever comes first.
+
+        told: with what it waits for.
+        """
         left_s = max(0.0, until_s - self._clock.monotonic_s())
         if wait == "decided":
             await self._driver.wait_decided(gid, left_s)
@@ -259,22 +264,24 @@ class Api:
         if txn is None:
             raise NotFound(f"{gid} was forgotten while it was waited for")
         far_enough = wait == "none" or (wait == "decided" and txn.decision is not None) or txn.ended_at is not None
-        return self._transaction(txn, status=200 if far_enough else 202)
+        return self._transaction(txn, status=200 if far_enough else 202, told=told)
 
     async def _list(self, request: web.Request) -> web.Response:
-        state, after, limit = parsing.page(request.query, self._limits)
+        state, after, limit, heuristic = parsing.page(request.query, self._limits)
         if after is not None and self._ledger.own_gid(after) is None:
             raise Unprocessable("after must be a gid of this cluster")
 
         async def here() -> web.Response:
             if not self._driver.leading:
                 raise NotLeader("a follower may be behind")
-            found, more = self._ledger.page(state=state, after=after, limit=limit, scan=self._limits.max_scan)
+            found, more = self._ledger.page(
+                state=state, after=after, limit=limit, scan=self._limits.max_scan, heuristic=heuristic
+            )
             rows: list[dict[str, Any]] = []
             for txn in found:
                 if rows and len(rows) % _ROWS_AT_ONCE == 0:
                     await asyncio.sleep(0)
-                rows.append(rendering.transaction(txn, self._driver.tally(txn.gid)))
+                rows.append(self._rendered(txn))
             return answer({"transactions": rows, "next": more})
 
         return await self._relay.run(request, here)
@@ -290,6 +297,24 @@ class Api:
 
         return await self._relay.run(request, here, wait_s=wait_s)
 
+    async def _resolve(self, request: web.Request) -> web.Response:
+        gid, body = request.match_info["gid"], await self._body(request)
+        branch, outcome, note = parsing.resolution(parsing.json_object(body))
+
+        async def here() -> web.Response:
+            return self._transaction(await self._driver.resolve(gid, branch, outcome, note))
+
+        return await self._relay.run(request, here, body=body, wait_s=self._config.timing.proposal_timeout_s)
+
+    async def _acknowledge(self, request: web.Request) -> web.Response:
+        gid = request.match_info["gid"]
+        await self._body(request)
+
+        async def here() -> web.Response:
+            return self._transaction(await self._driver.acknowledge(gid))
+
+        return await self._relay.run(request, here, wait_s=self._config.timing.proposal_timeout_s)
+
     async def _outcome(self, request: web.Request) -> web.Response:
         gid = request.match_info["gid"]
 
@@ -299,8 +324,12 @@ class Api:
 
         return await self._relay.run(request, here, wait_s=self._config.timing.proposal_timeout_s)
 
-    def _transaction(self, txn: Transaction, *, status: int = 200) -> web.Response:
-        return answer(rendering.transaction(txn, self._driver.tally(txn.gid)), status=status)
+    def _transaction(self, txn: Transaction, *, status: int = 200, told: bool = False) -> web.Response:
+        return answer(self._rendered(txn, told=told), status=status)
+
+    def _rendered(self, txn: Transaction, *, told: bool = True) -> dict[str, Any]:
+        waiting = self._driver.waiting_for(txn) if told else None
+        return rendering.transaction(txn, self._driver.tally(txn.gid), waiting)
 
     # -------------------------------------------------------------------------------------------- participants
 
@@ -349,6 +378,7 @@ class Api:
         rendered["owed"] = 0 if lane is None else lane.owed
         rendered["reachable"] = lane is None or not lane.down
         rendered["trouble"] = None if lane is None else lane.trouble
+        rendered["down_since"] = None if lane is None else rendering.date(lane.down_since)
         return rendered
 
     # -------------------------------------------------------------------------------------------- the node

@@ -116,6 +116,7 @@ class _Lane:
     letters: dict[Key, _Letter] = field(default_factory=dict)
     tracks: Mapping[_Phase, _Track] = field(default_factory=lambda: {phase: _Track() for phase in _Phase})
     failures: int = 0
+    down_since: int | None = None
     down_timer: asyncio.TimerHandle | None = None
     trouble: str | None = None
 
@@ -126,11 +127,16 @@ class _Lane:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneStatus:
-    """What people may want to know of a participant. `trouble`: why the last request failed; None when it did not."""
+    """What people may want to know of a participant.
+
+    trouble: why the last request failed; None when it did not.
+    down_since: of the first of the failures in a row, milliseconds since 1970; None while it answers.
+    """
 
     owed: int
     down: bool
     trouble: str | None
+    down_since: int | None = None
 
 
 class Unreachable(Exception):
@@ -184,6 +190,12 @@ class Courier:
         lane.tracks[phase].waiting[letter.key] = letter
         self._pump(lane, phase)
 
+    def withdraw(self, name: str, gid: str, branch: str) -> None:
+        """Nothing is owed to the branch any more: an answer to what is under way will not count."""
+        lane = self._lanes.get(name)
+        if lane is not None:
+            self._drop(lane, (gid, branch))
+
     def wake(self, name: str) -> None:
         """The participant may be alive: if its lane is down, find out now."""
         lane = self._lanes.get(name)
@@ -231,10 +243,12 @@ class Courier:
 
     def status(self) -> dict[str, LaneStatus]:
         """How every lane is."""
-        return {
-            name: LaneStatus(owed=len(lane.letters), down=lane.failures > 0, trouble=lane.trouble)
-            for name, lane in self._lanes.items()
-        }
+        return {name: _status(lane) for name, lane in self._lanes.items()}
+
+    def status_of(self, name: str) -> LaneStatus | None:
+        """How the participant's lane is; None where nothing was ever owed to it."""
+        lane = self._lanes.get(name)
+        return None if lane is None else _status(lane)
 
     def clear(self) -> None:
         """Leadership is lost: carry nothing any more. Requests that are under way are broken off."""
@@ -354,6 +368,7 @@ class Courier:
         track.waiting = {**back, **track.waiting}
         if lane.failures == 0:
             _log.warning("participant %s: %s", lane.participant.name, trouble)
+            lane.down_since = self._clock.wall_ms()
         lane.trouble = trouble
         if lane.resting:
             return
@@ -373,7 +388,7 @@ class Courier:
             lane.down_timer = None
         if lane.failures:
             _log.info("participant %s is back", lane.participant.name)
-            lane.failures = 0
+            lane.failures, lane.down_since = 0, None
             for phase in _Phase:
                 self._pump(lane, phase)
         lane.most = min(2 * lane.most, self._most(lane.participant))
@@ -468,6 +483,10 @@ def _json_or_none(content_type: str, raw: bytes) -> object:
         return json_value(raw) if content_type != MSGPACK_TYPE else None
     except Malformed:
         return None
+
+
+def _status(lane: _Lane) -> LaneStatus:
+    return LaneStatus(owed=len(lane.letters), down=lane.failures > 0, trouble=lane.trouble, down_since=lane.down_since)
 
 
 def _disarm(track: _Track) -> None:

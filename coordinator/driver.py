@@ -50,6 +50,7 @@ from coordinator.levels import ENTRY_LEVELS, OLDEST
 from coordinator.metrics import Metrics
 from coordinator.protocol.effects import Reply, Send, SetDeadline
 from coordinator.protocol.entries import (
+    Acknowledged,
     Beginning,
     Begun,
     BranchPlan,
@@ -64,6 +65,7 @@ from coordinator.protocol.entries import (
     Raised,
     Reconciled,
     Registered,
+    Resolved,
     RestoreEntry,
     Sealed,
     TookOver,
@@ -71,7 +73,9 @@ from coordinator.protocol.entries import (
 )
 from coordinator.protocol.messages import Answer, Gid, Prepare, Stamp
 from coordinator.protocol.registry import PROTOCOLS
-from coordinator.protocol.transaction import NOTHING_HEARD, Decision, Tally, Transaction
+from coordinator.protocol.transaction import NOTHING_HEARD, Branch, Decision, Tally, Transaction
+from coordinator.protocol.two_phase import is_owed
+from coordinator.waiting import Waiting, waiting_for
 
 _log = logging.getLogger(__name__)
 
@@ -217,6 +221,12 @@ class Driver:
         """What this leader has heard of a transaction; nothing, on a follower."""
         running = self._running.get(gid)
         return NOTHING_HEARD if running is None else running.tally
+
+    def waiting_for(self, txn: Transaction) -> tuple[Waiting, ...] | None:
+        """What an unfinished transaction waits for; None where it has ended, and on a follower, which cannot know."""
+        if not self.leading or txn.ended_at is not None:
+            return None
+        return waiting_for(txn, self.tally(txn.gid), self._courier.status_of)
 
     async def submit(self, new: NewTransaction) -> Transaction:
         """Begin `new`, or find the transaction that its key names. Returns once it is applied.
@@ -394,6 +404,48 @@ class Driver:
             txn = self._ledger.get(gid)
         if txn is None or txn.decision is None:
             raise NotKnownYet(f"the abort of {gid} was asked for and is not decided yet; look again")
+        return txn
+
+    async def resolve(self, gid: str, name: str, outcome: Decision, note: str | None) -> Transaction:
+        """Note that an operator ends a branch by hand; from then on nothing is owed to it. Again is the same.
+
+        Returns once it is applied. Raises `NotFound`, `Gone`; `Conflict` when there is nothing to resolve, or it was
+        resolved otherwise; `NotKnownYet` after a restore; `NotBeforeUpgrade`, `NotLeader`, `OutcomeUnknown`.
+        """
+        self._require_leading()
+        txn = self._ledger.get(gid)
+        if txn is None:
+            raise self._absent(gid)
+        if txn.decision is None and self._is_restored(gid):
+            raise _being_found_out(gid)
+        if _is_resolved(txn, name, outcome, self.tally(gid)):
+            return txn
+        self._require_level(ENTRY_LEVELS[Resolved], "resolutions by an operator")
+        entry = Resolved(gid=gid, branch=name, outcome=outcome, note=note)
+        applied = await self._proposed(entry, 200 + len((note or "").encode()))
+        if applied.txn is None or not _is_resolved(applied.txn, name, outcome, NOTHING_HEARD):
+            raise NotLeader(f"{name} was not resolved: {applied.verdict.value}")
+        return applied.txn
+
+    async def acknowledge(self, gid: str) -> Transaction:
+        """Note that an operator has seen to what was resolved in a transaction. Again is the same.
+
+        Raises `NotFound`, `Gone`; `Conflict` when nothing was resolved; `NotLeader`, `OutcomeUnknown`.
+        """
+        self._require_leading()
+        txn = self._ledger.get(gid)
+        if txn is None:
+            raise self._absent(gid)
+        if txn.kept:
+            applied = await self._proposed(Acknowledged(gid=gid), 60)
+            if applied.txn is None or applied.txn.kept:
+                raise NotLeader(f"{gid} was not acknowledged: {applied.verdict.value}")
+            return applied.txn
+        if txn.acknowledged_at is None:
+            raise Conflict(
+                f"no branch of {gid} was resolved by an operator, so there is nothing to acknowledge",
+                code="not_resolved",
+            )
         return txn
 
     async def outcome(self, gid: str) -> Decision:
@@ -738,12 +790,27 @@ class Driver:
                         self._courier.moved(self._ledger.participants[entry.name])
                 case Raised():
                     _log.info("this cluster works at level %d from here on", self._ledger.level)
+                case Resolved() if txn is not None:
+                    self._resolved(entry, txn)
                 case Unregistered():
                     self._unfinished_of.pop(entry.name, None)
                     self._courier.forget(entry.name)
                 case _:
                     if txn is not None:
                         self._advanced(txn)
+
+    def _resolved(self, entry: Resolved, txn: Transaction) -> None:
+        _log.warning(
+            "an operator resolves branch %s of %s by hand: %s; the decision is %s",
+            entry.branch,
+            entry.gid,
+            entry.outcome,
+            txn.decision,
+        )
+        for branch in txn.branches:
+            if branch.name == entry.branch:
+                self._courier.withdraw(branch.participant, entry.gid, entry.branch)
+        self._advanced(txn)
 
     def restored(self) -> None:
         """A snapshot has taken the place of the ledger's state: whoever waits may have been passed by."""
@@ -1194,6 +1261,42 @@ def _enlisted(txn: Transaction, name: str, participant: str) -> bool:
             f"{txn.gid} is {txn.state}, and takes no more branches; {name} was not enlisted", code="not_active"
         )
     return False
+
+
+def _is_resolved(txn: Transaction, name: str, outcome: Decision, tally: Tally) -> bool:
+    """Whether the branch is resolved so already. Raises `NotFound`, and `Conflict` when it cannot be resolved so."""
+    branch = next((branch for branch in txn.branches if branch.name == name), None)
+    if branch is None:
+        names = ", ".join(branch.name for branch in txn.branches) or "none"
+        raise NotFound(f"{txn.gid} has no branch {name[:100]!r}; there are: {names}")
+    if branch.resolved is outcome:
+        return True
+    nothing = "; nothing was done"
+    if branch.resolved is not None:
+        raise Conflict(
+            f"branch {name} of {txn.gid} has been resolved already: {branch.resolved}{nothing}", code="already_resolved"
+        )
+    if txn.decision is None:
+        raise Conflict(
+            f"{txn.gid} is {txn.state}: a branch is resolved once there is a decision, so ask for the abort first "
+            f"(outlast tx abort {txn.gid}){nothing}",
+            code="not_decided",
+        )
+    why = _not_owed(txn, branch, tally)
+    if why is not None:
+        raise Conflict(f"nothing is owed to branch {name} of {txn.gid}: {why}{nothing}", code="nothing_owed")
+    return False
+
+
+def _not_owed(txn: Transaction, branch: Branch, tally: Tally) -> str | None:
+    """Why there is nothing to resolve; None if there is."""
+    if txn.ended_at is not None:
+        return f"it is {txn.state}, everywhere"
+    if not is_owed(branch):
+        return f"its vote was {branch.vote}"
+    if branch.name in tally.acked:
+        return f"{branch.participant} has acknowledged the {txn.decision}"
+    return None
 
 
 def _other_branches(txn: Transaction) -> Conflict:

@@ -62,6 +62,7 @@ from coordinator.copies import NO_DIGEST, chained
 from coordinator.levels import NEWEST, OLDEST, level_of
 from coordinator.lost import EPOCH_MARGIN, EPOCH_MAX, LostRange, first_of, last_below
 from coordinator.protocol.entries import (
+    Acknowledged,
     Beginning,
     Begun,
     BranchPlan,
@@ -80,6 +81,7 @@ from coordinator.protocol.entries import (
     Raised,
     Reconciled,
     Registered,
+    Resolved,
     Sealed,
     TookOver,
     TransactionEntry,
@@ -87,7 +89,7 @@ from coordinator.protocol.entries import (
 )
 from coordinator.protocol.messages import Gid
 from coordinator.protocol.registry import PROTOCOLS
-from coordinator.protocol.transaction import Branch, Decision, State, Transaction, VoteKind
+from coordinator.protocol.transaction import Branch, Decision, Heuristic, State, Transaction, VoteKind
 from coordinator.rows import Keys, Rows, rows_of
 
 _log = logging.getLogger(__name__)
@@ -119,6 +121,8 @@ ENTRIES: Final = RecordCodec(
         13: CopyInstalled,
         14: Reconciled,
         15: LostRangeNoted,
+        19: Resolved,
+        20: Acknowledged,
     }
 )
 
@@ -238,6 +242,8 @@ class Ledger:
         self.participants: dict[str, Participant] = {}
         self.keys = Keys()
         self.unfinished: dict[int, Transaction] = {}
+        self.kept: set[int] = set()
+        """Numbers of transactions of which an operator has resolved a branch, until that is acknowledged."""
         self._table = Rows()
         """Every known gid number, in order; the packed transaction once it has ended, None while it has not."""
         self.epoch_base = 0
@@ -288,7 +294,7 @@ class Ledger:
                 return self._begin(header, entry)
             case Enlisted() if entry.participant not in self.participants:
                 return Applied(entry=entry, verdict=Verdict.UNKNOWN_PARTICIPANT, detail=entry.participant)
-            case Enlisted() | Sealed() | Decided() | ContradictionSeen() | Ended():
+            case Enlisted() | Sealed() | Decided() | ContradictionSeen() | Ended() | Resolved() | Acknowledged():
                 return self._advance(header, entry)
             case Registered():
                 self.participants[entry.name] = Participant(name=entry.name, url=entry.url, batch=entry.batch)
@@ -350,9 +356,11 @@ class Ledger:
         if gid is None:
             return Applied(entry=entry, verdict=Verdict.MALFORMED)
         before = self.unfinished.get(gid.number)
+        if before is None and gid.number not in self._table:
+            return self._presume(header, entry, gid)
+        if before is None and isinstance(entry, Acknowledged):
+            before = self._at(gid.number)
         if before is None:
-            if gid.number not in self._table:
-                return self._presume(header, entry, gid)
             return Applied(entry=entry, verdict=Verdict.UNCHANGED, txn=self.get(entry.gid))
         after = PROTOCOLS[before.protocol].evolve(before, entry, header)
         if after is None or after is before:
@@ -465,6 +473,7 @@ class Ledger:
         # Who has registered here by now is where it says, and not where it was.
         self.participants = {**copy.participants, **self.participants}
         self.floor, self.keys, self.unfinished, self._table = copy.floor, copy.keys, copy.unfinished, table
+        self.kept = copy.kept
         self.level = max(self.level, copy.level)
         self.epoch = self.epoch_base = entry.epoch_base
         return Applied(entry=entry, verdict=Verdict.APPLIED)
@@ -530,6 +539,10 @@ class Ledger:
         return Applied(entry=entry, verdict=Verdict.APPLIED)
 
     def _store(self, number: int, txn: Transaction) -> None:
+        if txn.kept:
+            self.kept.add(number)
+        elif self.kept:
+            self.kept.discard(number)
         if txn.ended_at is None:
             ascends = number in self.unfinished or number > next(reversed(self.unfinished), -1)
             self.unfinished[number] = txn
@@ -602,17 +615,25 @@ class Ledger:
         """Transactions in the table, ended ones included."""
         return len(self._table)
 
+    def heuristic(self) -> list[int]:
+        """Numbers of transactions that an operator should see to, newest first."""
+        contradicted = {number for number, txn in self.unfinished.items() if txn.heuristic is Heuristic.CONTRADICTED}
+        return sorted(self.kept | contradicted, reverse=True)
+
     def page(
-        self, *, state: State | None, after: str | None, limit: int, scan: int
+        self, *, state: State | None, after: str | None, limit: int, scan: int, heuristic: bool = False
     ) -> tuple[list[Transaction], str | None]:
         """Transactions, newest first, older than gid `after`; and the gid to go on after, or None at the end.
 
+        heuristic: only those that an operator should see to.
         At most `scan` rows are looked at, so a page may be short, or empty, although more follow.
         """
         bound = Gid.parse(after) if after is not None else None
         found: list[Transaction] = []
         unfinished_only = state in (State.ACTIVE, State.PREPARING, State.COMMITTING, State.ABORTING)
-        numbers = reversed(self.unfinished if unfinished_only else self._table)
+        numbers: Iterable[int] = reversed(self.unfinished if unfinished_only else self._table)
+        if heuristic:
+            numbers = self.heuristic()
         for number in numbers:
             if bound is not None and number >= bound.number:
                 continue
@@ -628,12 +649,13 @@ class Ledger:
     def forgettable(self, before: int, floor: int | None = None) -> Iterator[tuple[int, int]]:
         """(number, ended_at) of transactions that ended at or before `before`, oldest first, up to number `floor`.
 
-        Without a floor it ends at the first one that has to stay for its date; unfinished ones are passed over.
+        Without a floor it ends at the first one that has to stay for its date; those that are unfinished, or that an
+        operator has resolved and not acknowledged, are passed over.
         """
         for number, packed in self._table.items():
             if floor is not None and number > floor:
                 return
-            if packed is None:
+            if packed is None or number in self.kept:
                 continue
             ended_at = _ended_at(packed)
             if ended_at <= before:
@@ -704,7 +726,7 @@ class Ledger:
             replaced = self.participants, self.keys, self._table, self.unfinished, self.staged
             self.level, self.epoch, self.leader, self.floor = made.level, made.epoch, made.leader, made.floor
             self.participants, self.keys, self._table = made.participants, made.keys, made._table
-            self.unfinished, self.staged = made.unfinished, made.staged
+            self.unfinished, self.staged, self.kept = made.unfinished, made.staged, made.kept
             self.epoch_base, self.lost = made.epoch_base, made.lost
             if self.on_restored is not None:
                 self.on_restored()
@@ -733,7 +755,7 @@ class Ledger:
             if isinstance(plain, dict):
                 self._feed_more(plain)
             else:
-                _restore_rows(plain, self._table, self.unfinished, self.keys)
+                _restore_rows(plain, self._table, self.unfinished, self.keys, self.kept)
         except Malformed:
             raise
         except (ValueError, TypeError, AttributeError, msgpack.exceptions.UnpackException) as error:
@@ -775,7 +797,7 @@ class Ledger:
         copy.level = self.level
         copy.epoch, copy.leader, copy.floor = self.epoch, self.leader, self.floor
         copy.participants, copy.keys = dict(self.participants), self.keys.copy()
-        copy.unfinished, copy._table = dict(self.unfinished), self._table.copy()
+        copy.unfinished, copy._table, copy.kept = dict(self.unfinished), self._table.copy(), set(self.kept)
         copy.epoch_base, copy.lost, copy._expected = self.epoch_base, self.lost, self._expected
         if self.staged is not None:
             copy.staged = replace(self.staged, ledger=self.staged.ledger.fork())
@@ -800,7 +822,7 @@ def _restored_participants(plain: Any) -> dict[str, Participant]:
     return {participant.name: participant for participant in participants}
 
 
-def _restore_rows(rows: Any, table: Rows, unfinished: dict[int, Transaction], keys: Keys) -> None:
+def _restore_rows(rows: Any, table: Rows, unfinished: dict[int, Transaction], keys: Keys, kept: set[int]) -> None:
     last = next(reversed(table), -1)
     for number, row in rows:
         if type(number) is not int or not last < number < _NUMBERS:
@@ -808,13 +830,18 @@ def _restore_rows(rows: Any, table: Rows, unfinished: dict[int, Transaction], ke
         last = number
         if isinstance(row, bytes):
             table[number] = row
-            key = msgpack.unpackb(row)[_KEY]
+            plain = msgpack.unpackb(row)
+            key = plain[_KEY]
+            if plain[_FLAGS] & _KEPT:
+                kept.add(number)
         else:
             txn = RECORDS.from_plain(row)
             if not isinstance(txn, Transaction):
                 raise Malformed("something else among the transactions")
             table[number], unfinished[number] = None, txn
             key = txn.key
+            if txn.kept:
+                kept.add(number)
         if key is not None:
             if type(key) is not str:
                 raise Malformed("something else where a key should be")
@@ -823,22 +850,26 @@ def _restore_rows(rows: Any, table: Rows, unfinished: dict[int, Transaction], ke
 
 # ------------------------------------------------------------------------------------------------ ended, packed
 #
-# [ended_at, started_at, decided_at, flags, timeout_ms, protocol, reason, key, body_hash, branches]; gid and epoch are
-# in the number. The end comes first, so that finding what may be forgotten reads a few bytes of each row; the flags
-# come after integers only, so that the state of thousands of rows can be looked at without unpacking them.
+# [ended_at, started_at, decided_at, flags, timeout_ms, protocol, reason, key, body_hash, branches, acknowledged_at]:
+# gid and epoch are in the number, and the last one is there only where it is set. The end comes first, so that finding
+# what may be forgotten reads a few bytes of each row; the flags come after integers only, so that the state of
+# thousands of rows can be looked at without unpacking them.
 
-_COMMIT, _RETRYABLE = 1, 2
+_COMMIT, _RETRYABLE, _KEPT = 1, 2, 4
 _INTEGER_BYTES: Final = bytes(
     {0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9}.get(first, 1) for first in range(256)
 )
 """Length of a packed integer, by its first byte. Small ones, and nil, are that byte alone."""
+_FLAGS: Final = 3
 _KEY: Final = 7
-"""Where the key stands in a row."""
+"""Where the flags and the key stand in a row."""
+_RESOLVED: Final = (None, Decision.COMMIT, Decision.ABORT)
 _VOTES: Final = (None, VoteKind.PREPARED, VoteKind.READ_ONLY, VoteKind.REFUSED)
 
 
 def _pack(txn: Transaction) -> bytes:
     flags = (_COMMIT if txn.decision is Decision.COMMIT else 0) | (_RETRYABLE if txn.retryable else 0)
+    flags |= _KEPT if txn.kept else 0
     packed: bytes = msgpack.packb(
         [
             txn.ended_at,
@@ -851,6 +882,7 @@ def _pack(txn: Transaction) -> bytes:
             txn.key,
             txn.body_hash,
             [_pack_branch(branch) for branch in txn.branches],
+            *([] if txn.acknowledged_at is None else [txn.acknowledged_at]),
         ]
     )
     return packed
@@ -866,6 +898,9 @@ def _pack_branch(branch: Branch) -> list[Any]:
         branch.retryable,
         branch.result,
         branch.contradiction,
+        _RESOLVED.index(branch.resolved) or None,
+        branch.resolved_at,
+        branch.note,
     ]
     while row[-1] is None or row[-1] is False:
         row.pop()
@@ -874,7 +909,7 @@ def _pack_branch(branch: Branch) -> list[Any]:
 
 def _unpack(cluster: str, number: int, packed: bytes) -> Transaction:
     row = msgpack.unpackb(packed)
-    ended_at, started_at, decided_at, flags, timeout_ms, protocol, reason, key, body_hash, branches = row
+    ended_at, started_at, decided_at, flags, timeout_ms, protocol, reason, key, body_hash, branches = row[:10]
     gid = Gid.of_number(cluster, number)
     return Transaction(
         gid=str(gid),
@@ -890,11 +925,13 @@ def _unpack(cluster: str, number: int, packed: bytes) -> Transaction:
         retryable=bool(flags & _RETRYABLE),
         decided_at=decided_at,
         ended_at=ended_at,
+        acknowledged_at=row[10] if len(row) > 10 else None,
     )
 
 
 def _unpack_branch(row: list[Any]) -> Branch:
-    name, vote, participant, reason, retryable, result, contradiction = row + [None] * (7 - len(row))
+    row = row + [None] * (10 - len(row))
+    name, vote, participant, reason, retryable, result, contradiction, resolved, resolved_at, note = row
     return Branch(
         name=name,
         participant=participant if participant is not None else name,
@@ -903,6 +940,9 @@ def _unpack_branch(row: list[Any]) -> Branch:
         retryable=bool(retryable),
         result=result,
         contradiction=contradiction,
+        resolved=_RESOLVED[resolved or 0],
+        resolved_at=resolved_at,
+        note=note,
     )
 
 

@@ -24,6 +24,7 @@ from dataclasses import MISSING, fields
 from typing import Any, Final
 
 from coordinator.protocol.entries import (
+    Acknowledged,
     Begun,
     BranchPlan,
     BranchVote,
@@ -40,6 +41,7 @@ from coordinator.protocol.entries import (
     Raised,
     Reconciled,
     Registered,
+    Resolved,
     Sealed,
     TookOver,
     Unregistered,
@@ -68,6 +70,8 @@ ENTRY_LEVELS: Final[Mapping[type, int]] = {
     CopyInstalled: 2,
     Reconciled: 2,
     LostRangeNoted: 2,
+    Resolved: 2,
+    Acknowledged: 2,
 }
 """By kind of entry, or of a part of one."""
 

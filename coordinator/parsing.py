@@ -11,9 +11,11 @@ from coordinator.driver import NewTransaction
 from coordinator.errors import BadRequest, TooLarge, Unprocessable
 from coordinator.protocol.entries import BranchPlan
 from coordinator.protocol.registry import DEFAULT_PROTOCOL, PROTOCOLS
-from coordinator.protocol.transaction import State
+from coordinator.protocol.transaction import Decision, State
 
 WAITS: Final = ("none", "decided", "ended")
+NOTE_MAX: Final = 500
+"""Characters of an operator's note: it stays in the ledger, and in every copy of it."""
 
 
 def json_object(body: bytes) -> dict[str, Any]:
@@ -79,6 +81,24 @@ def seal(body: Mapping[str, Any], limits: Limits) -> tuple[tuple[str, ...], str]
         if names.count(name) > 1:
             raise Unprocessable(f"branch {name} is there twice", code="duplicate_branch")
     return tuple(names), wait(body.get("wait", "decided"))
+
+
+def resolution(body: Mapping[str, Any]) -> tuple[str, Decision, str | None]:
+    """Branch, outcome and note of a `POST /v1/transactions/{gid}/resolve`. Raises `Unprocessable`."""
+    _only(body, ("branch", "outcome", "note"), "the body")
+    branch, outcome, note = body.get("branch"), body.get("outcome"), body.get("note")
+    if not isinstance(branch, str) or not valid_name(branch):
+        raise Unprocessable("branch must be the name of a branch of this transaction")
+    if outcome not in tuple(Decision):
+        raise Unprocessable("outcome must be commit or abort", code="invalid_outcome")
+    if note is not None and (not isinstance(note, str) or len(note) > NOTE_MAX or not _is_text(note)):
+        raise Unprocessable(f"note must be a text of at most {NOTE_MAX} characters", code="invalid_note")
+    return branch, Decision(outcome), note or None
+
+
+def _is_text(note: str) -> bool:
+    """Whether the log and a terminal can take it."""
+    return all(char.isprintable() or char == "\n" for char in note)
 
 
 def _protocol(body: Mapping[str, Any]) -> str:
@@ -187,15 +207,19 @@ def registration(name: str, body: Mapping[str, Any]) -> tuple[str, bool]:
     return url.rstrip("/"), batch
 
 
-def page(query: Mapping[str, str], limits: Limits) -> tuple[State | None, str | None, int]:
-    """State, after and limit of a listing. Raises `Unprocessable`."""
-    _only(query, ("state", "after", "limit"), "the query")
+def page(query: Mapping[str, str], limits: Limits) -> tuple[State | None, str | None, int, bool]:
+    """State, after and limit of a listing, and whether of heuristics only. Raises `Unprocessable`."""
+    _only(query, ("state", "after", "limit", "heuristic"), "the query")
+    heuristic = query.get("heuristic", "false")
+    if heuristic not in ("true", "false"):
+        raise Unprocessable("heuristic must be true or false")
     state, limit = query.get("state") or None, query.get("limit", "100")
     if state is not None and state not in tuple(State):
         raise Unprocessable(f"state must be one of {', '.join(State)}")
     if not limit.isascii() or not limit.isdigit() or len(limit) > 10 or not 0 < int(limit) <= limits.max_page:
         raise Unprocessable(f"limit must be a number from 1 to {limits.max_page} (max_page)")
-    return State(state) if state is not None else None, query.get("after") or None, int(limit)
+    chosen = State(state) if state is not None else None
+    return chosen, query.get("after") or None, int(limit), heuristic == "true"
 
 
 def _only(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:

@@ -7,11 +7,12 @@ from coordinator.codec import json_value
 from coordinator.ledger import Participant
 from coordinator.protocol.messages import Prepared, ReadOnly, Refused
 from coordinator.protocol.transaction import Branch, Decision, Tally, Transaction, VoteKind
+from coordinator.waiting import Waiting
 
 
-def transaction(txn: Transaction, tally: Tally) -> dict[str, Any]:
-    """A transaction; `tally` adds what only the leader has heard."""
-    return {
+def transaction(txn: Transaction, tally: Tally, waiting: tuple[Waiting, ...] | None = None) -> dict[str, Any]:
+    """A transaction; `tally` adds what only the leader has heard, and `waiting` what it waits for."""
+    rendered: dict[str, Any] = {
         "gid": txn.gid,
         "protocol": txn.protocol,
         "state": txn.state.value,
@@ -20,15 +21,31 @@ def transaction(txn: Transaction, tally: Tally) -> dict[str, Any]:
         "retryable": txn.retryable,
         "epoch": txn.epoch,
         "branches": [_branch(txn, branch, tally) for branch in txn.branches],
-        "started_at": _date(txn.started_at),
-        "decided_at": _date(txn.decided_at),
-        "ended_at": _date(txn.ended_at),
+        "started_at": date(txn.started_at),
+        "decided_at": date(txn.decided_at),
+        "ended_at": date(txn.ended_at),
+    }
+    if waiting is not None:
+        rendered["waiting_for"] = [_waiting(each) for each in waiting]
+    if (heuristic := txn.heuristic) is not None:
+        rendered["heuristic"] = heuristic.value
+        rendered["acknowledged_at"] = date(txn.acknowledged_at)
+    return rendered
+
+
+def _waiting(each: Waiting) -> dict[str, Any]:
+    return {
+        "for": each.awaited.value,
+        "branch": each.branch,
+        "participant": each.participant,
+        "trouble": each.trouble,
+        "down_since": date(each.down_since),
     }
 
 
 def application_transaction(txn: Transaction, tally: Tally) -> dict[str, Any]:
     """The same, for the application that does it: it has to be sealed before `expires_at`."""
-    return {**transaction(txn, tally), "expires_at": _date(txn.expires_at)}
+    return {**transaction(txn, tally), "expires_at": date(txn.expires_at)}
 
 
 def _branch(txn: Transaction, branch: Branch, tally: Tally) -> dict[str, Any]:
@@ -52,6 +69,12 @@ def _branch(txn: Transaction, branch: Branch, tally: Tally) -> dict[str, Any]:
     if claimed is not None:
         rendered["heuristic"] = claimed
         rendered["reason"] = f"the participant says that the branch is {claimed}, against the decision"
+    if branch.resolved is not None:
+        rendered["resolved"] = {
+            "outcome": branch.resolved.value,
+            "at": date(branch.resolved_at),
+            "note": branch.note,
+        }
     return rendered
 
 
@@ -71,6 +94,8 @@ def branch_state(txn: Transaction, branch: Branch, tally: Tally) -> str:
                 return "preparing"
     if branch.vote is VoteKind.READ_ONLY or branch.vote is VoteKind.REFUSED:
         return branch.vote.value
+    if branch.resolved is not None:
+        return "committed" if branch.resolved is Decision.COMMIT else "aborted"
     finished = txn.ended_at is not None or branch.name in tally.acked
     if txn.decision is Decision.COMMIT:
         return "committed" if finished else "committing"
@@ -82,7 +107,8 @@ def participant(record: Participant) -> dict[str, Any]:
     return {"name": record.name, "url": record.url, "batch": record.batch}
 
 
-def _date(at_ms: int | None) -> str | None:
+def date(at_ms: int | None) -> str | None:
+    """Milliseconds since 1970 as RFC 3339 has it."""
     if at_ms is None:
         return None
     return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -195,6 +195,7 @@ async def _list(arguments: argparse.Namespace, caller: Caller) -> int:
     # A page may be short, or empty, although more follow: a node looks at so many transactions at a time.
     for _ in range(_PAGES_MAX):
         query = {"state": arguments.state, "after": after, "limit": arguments.limit - len(found)}
+        query["heuristic"] = "true" if arguments.heuristic else None
         path = f"/v1/transactions?{urlencode({name: value for name, value in query.items() if value is not None})}"
         answer = await caller.anywhere("GET", path, within_s=_PATIENCE_S)
         if answer.status != 200:
@@ -208,7 +209,8 @@ async def _list(arguments: argparse.Namespace, caller: Caller) -> int:
         return OK
     for txn in found:
         branches = ", ".join(f"{branch['branch']} {branch['state']}" for branch in txn["branches"])
-        print(f"{txn['gid']:<20} {txn['state']:<11} {txn['started_at']}  {branches}")
+        heuristic = f"  {txn['heuristic']}" if "heuristic" in txn else ""
+        print(f"{txn['gid']:<20} {txn['state']:<11} {txn['started_at']}  {branches}{heuristic}")
     if after is not None:
         print(f"more: --after {after}")
     return OK
@@ -233,6 +235,79 @@ async def _abort(arguments: argparse.Namespace, caller: Caller) -> int:
     return _not_yet(txn)
 
 
+# ------------------------------------------------------------------------------------------------ by hand
+
+
+def resolve(arguments: argparse.Namespace) -> int:
+    """Record that a branch is ended by hand, and on request tell its participant."""
+    return with_nodes(arguments, _resolve)
+
+
+async def _resolve(arguments: argparse.Namespace, caller: Caller) -> int:
+    path = f"/v1/transactions/{quote(arguments.gid, safe='')}"
+    body = {"branch": arguments.branch, "outcome": arguments.outcome, "note": arguments.note}
+    answer = await caller.anywhere("POST", f"{path}/resolve", body=body, within_s=_PATIENCE_S)
+    if answer.status != 200:
+        return _refused(arguments, answer)
+    txn = answer.body
+    branch = next(branch for branch in txn["branches"] if branch["branch"] == arguments.branch)
+    if not arguments.tell:
+        _show(arguments, txn)
+        if not arguments.json:
+            print("recorded; the participant was not told: end the branch in its database, or repeat this with --tell")
+        return OK
+    return await _tell(arguments, caller, txn, branch["participant"])
+
+
+async def _tell(arguments: argparse.Namespace, caller: Caller, txn: dict[str, Any], name: str) -> int:
+    """Ask the participant for what was recorded; nobody else does any more."""
+    answer = await caller.anywhere("GET", f"/v1/participants/{name}", within_s=_PATIENCE_S)
+    if answer.status != 200:
+        return _refused(arguments, answer)
+    url = str(answer.body["url"])
+    body = {"gid": txn["gid"], "branch": arguments.branch, "epoch": txn["epoch"]}
+    told: dict[str, Any] = {"participant": name, "status": None, "state": None, "trouble": None}
+    try:
+        async with Caller([url], token=_token(arguments.participant_token_file), ca=arguments.participant_ca) as direct:
+            heard = await direct.once("POST", f"{url}/{arguments.outcome}", body=body, within_s=_PATIENCE_S)
+    except Unreachable as error:
+        told["trouble"], status = str(error), UNKNOWN
+        said = f"recorded; {name} was asked for the {arguments.outcome}, and it is not known whether it did it: {error}"
+    else:
+        told["status"] = heard.status
+        state = heard.body.get("state") if isinstance(heard.body, dict) else None
+        told["state"] = state
+        if heard.status == 200:
+            status, said = OK, f"recorded, and {name} has done it"
+        elif heard.status == 409:
+            status = FAILED
+            said = f"recorded; but {name} says that its branch is {state}, and did nothing: look into its database"
+        else:
+            told["trouble"] = heard.trouble
+            status, said = UNKNOWN, f"recorded; {name} was asked for the {arguments.outcome}, and said: {heard.trouble}"
+    if arguments.json:
+        print_json({**txn, "told": told})
+    else:
+        _show(arguments, txn)
+        if status == OK:
+            print(said)
+    return status if status == OK else complain(said, status)
+
+
+def acknowledge(arguments: argparse.Namespace) -> int:
+    """Record that what was resolved by hand is seen to."""
+    return with_nodes(arguments, _acknowledge)
+
+
+async def _acknowledge(arguments: argparse.Namespace, caller: Caller) -> int:
+    path = f"/v1/transactions/{quote(arguments.gid, safe='')}/acknowledge"
+    answer = await caller.anywhere("POST", path, within_s=_PATIENCE_S)
+    if answer.status != 200:
+        return _refused(arguments, answer)
+    _show(arguments, answer.body)
+    return OK
+
+
 # ------------------------------------------------------------------------------------------------ saying it
 
 
@@ -255,6 +330,28 @@ def _show(arguments: argparse.Namespace, txn: dict[str, Any]) -> None:
         if branch["participant"] != name:
             name += f" ({branch['participant']})"
         print(f"  {name:<20} {branch['state']}{reason}{result}")
+        if resolved := branch.get("resolved"):
+            note = f": {resolved['note']}" if resolved["note"] else ""
+            print(f"  {'':<20} {resolved['outcome']} by an operator, {resolved['at']}{note}")
+    for each in txn.get("waiting_for", ()):
+        print(f"  waits for {awaited(each)}")
+    if "heuristic" in txn:
+        seen_to = f"acknowledged {txn['acknowledged_at']}" if txn["acknowledged_at"] else "not acknowledged"
+        print(f"  heuristic: {txn['heuristic']}, {seen_to}")
+
+
+def awaited(each: dict[str, Any]) -> str:
+    """What an unfinished transaction waits for, in words."""
+    match each["for"]:
+        case "application":
+            return "its application, which has not asked for the commit"
+        case "operator":
+            return f"an operator: {each['participant']} says that its branch is {each['trouble']}, against the decision"
+        case what:
+            words = {"vote": "the vote", "ack": "the acknowledgement"}[what]
+            down = f", which has not answered since {each['down_since']}" if each["down_since"] else ""
+            trouble = f": {each['trouble']}" if each["trouble"] else ""
+            return f"{words} of {each['participant']} (branch {each['branch']}){down}{trouble}"
 
 
 def _ended(txn: dict[str, Any]) -> str:

@@ -117,8 +117,28 @@ class Ended:
     gid: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """An operator says that a branch of a decided transaction is, or will be, ended by hand: nothing is owed to it.
+
+    outcome: how, whatever the decision is. The first one that is applied stays. `note` is the operator's own words.
+    """
+
+    gid: str
+    branch: str
+    outcome: Decision
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acknowledged:
+    """An operator has seen to all that was resolved by hand in a transaction: it may be forgotten like any other."""
+
+    gid: str
+
+
 Beginning = Begun | Opened
-TransactionEntry = Begun | Opened | Enlisted | Sealed | Decided | ContradictionSeen | Ended
+TransactionEntry = Begun | Opened | Enlisted | Sealed | Decided | ContradictionSeen | Ended | Resolved | Acknowledged
 
 # ------------------------------------------------------------------------------------------------ of the house
 

@@ -5,6 +5,7 @@ consistency ("no two RMs disagree") follow from `check_delta` once participants 
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from coordinator.protocol.effects import Effect, Reply, Send
 from coordinator.protocol.messages import Prepare
@@ -51,6 +52,8 @@ def _state_violations(txn: Transaction) -> Iterator[str]:
         yield "ended without a decision"
     if txn.active and txn.decision is not None:
         yield "active after the decision"
+    if txn.acknowledged_at is not None and all(branch.resolved is None for branch in txn.branches):
+        yield "acknowledged, and nothing was resolved"
     if txn.decision is Decision.COMMIT:
         for branch in txn.branches:
             if branch.vote not in (VoteKind.PREPARED, VoteKind.READ_ONLY):
@@ -58,6 +61,12 @@ def _state_violations(txn: Transaction) -> Iterator[str]:
     for branch in txn.branches:
         if txn.decision is None and (branch.vote is not None or branch.contradiction is not None):
             yield f"{branch.name} has a recorded vote before the decision"
+        if branch.resolved is not None and txn.decision is None:
+            yield f"{branch.name} was resolved before the decision"
+        if (branch.resolved is None) != (branch.resolved_at is None):
+            yield f"{branch.name} was resolved without a date, or has a date without a resolution"
+        if branch.resolved is not None and branch.vote in (VoteKind.READ_ONLY, VoteKind.REFUSED):
+            yield f"{branch.name} was resolved although nothing was owed to it"
         if txn.decision is not None and branch.payload is not None:
             yield f"the payload of {branch.name} has outlived the decision"
         if txn.decision is None and branch.payload is None:
@@ -85,8 +94,14 @@ def _step_violations(before: Transaction | None, after: Transaction | None) -> I
         for old, new in zip(before.branches, after.branches, strict=False):
             if old.vote != new.vote:
                 yield f"the recorded vote of {old.name} changed"
-    if before.ended_at is not None and before != after:
+            if old.resolved is not None and (old.resolved, old.resolved_at) != (new.resolved, new.resolved_at):
+                yield f"the resolution of {old.name} changed"
+            if old.resolved is None and new.resolved is not None and after.acknowledged_at is not None:
+                yield f"{old.name} was resolved and acknowledged in one step"
+    if before.ended_at is not None and replace(before, acknowledged_at=after.acknowledged_at) != after:
         yield "something changed after the end"
+    if after.ended_at is not None and before.acknowledged_at not in (None, after.acknowledged_at):
+        yield "what was acknowledged is not any more"
 
 
 def _branch_violations(before: Transaction, after: Transaction) -> Iterator[str]:

@@ -33,6 +33,19 @@ class VoteKind(StrEnum):
     REFUSED = "refused"
 
 
+class Heuristic(StrEnum):
+    """How a transaction has left the normal way (the XA world's word), the worst first.
+
+    CONTRADICTED: a participant claims a state against the decision, and an operator has to look.
+    MIXED: a branch was ended by hand against the decision.
+    RESOLVED: a branch was ended by hand, as the decision wants it.
+    """
+
+    CONTRADICTED = "contradicted"
+    MIXED = "mixed"
+    RESOLVED = "resolved"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
     """One participant's part. Hard state.
@@ -40,6 +53,8 @@ class Branch:
     payload: JSON text of the work; leaves with the decision, for nobody will be asked to do the work again.
     vote, reason, retryable, result: as the decision recorded them; None where no vote was in by then.
     contradiction: the state a participant claimed against the decision. A heuristic outcome: shown, never forgotten.
+    resolved: how an operator has ended it by hand, whatever the decision; nothing is owed to it since `resolved_at`.
+    note: the operator's own words.
     """
 
     name: str
@@ -50,6 +65,9 @@ class Branch:
     retryable: bool = False
     result: bytes | None = None
     contradiction: str | None = None
+    resolved: Decision | None = None
+    resolved_at: int | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +78,7 @@ class Transaction:
     timeout_ms: from `started_at`; a transaction undecided by then is aborted.
     key, body_hash: the client's idempotency key, and what it asked for under it.
     active: an application is at work in it: branches still come, none is asked for its vote, and it cannot commit.
+    acknowledged_at: when an operator said that all that was resolved by hand in it is seen to.
     """
 
     gid: str
@@ -76,6 +95,7 @@ class Transaction:
     decided_at: int | None = None
     ended_at: int | None = None
     active: bool = False
+    acknowledged_at: int | None = None
 
     @property
     def state(self) -> State:
@@ -90,6 +110,21 @@ class Transaction:
     def expires_at(self) -> int:
         """When it is aborted if still undecided, in milliseconds since 1970."""
         return self.started_at + self.timeout_ms
+
+    @property
+    def kept(self) -> bool:
+        """Whether it stays however long ago it ended: a branch was resolved by hand, and that is not acknowledged."""
+        return self.acknowledged_at is None and any(branch.resolved is not None for branch in self.branches)
+
+    @property
+    def heuristic(self) -> "Heuristic | None":
+        """What an operator should know of it, acknowledged or not; None where every branch goes the normal way."""
+        resolved = [branch for branch in self.branches if branch.resolved is not None]
+        if self.ended_at is None and any(b.contradiction is not None and b.resolved is None for b in self.branches):
+            return Heuristic.CONTRADICTED
+        if any(branch.resolved is not self.decision for branch in resolved):
+            return Heuristic.MIXED
+        return Heuristic.RESOLVED if resolved else None
 
     def has_branches(self, names: Collection[str]) -> bool:
         """Whether these are the names of its branches: all of them, and no other."""

@@ -20,6 +20,10 @@ What phase two owes, and to whom, depends on the vote that the *decision* record
 | none | cannot be | Abort: its prepare may still arrive |
 | read-only | nothing: it holds no locks | nothing |
 | refused | cannot be | nothing: it has undone itself |
+
+To a branch that an operator has resolved by hand nothing is owed either. That changes no decision: the other branches
+follow it as before, and whoever is in doubt is told it. Only a branch to which something is owed can be resolved, so
+there is nothing to resolve before the decision: what is undecided can be aborted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,6 +32,7 @@ from typing import Final
 
 from coordinator.protocol.effects import Effect, Reply, Send, SetDeadline
 from coordinator.protocol.entries import (
+    Acknowledged,
     Begun,
     BranchVote,
     ContradictionSeen,
@@ -36,6 +41,7 @@ from coordinator.protocol.entries import (
     Enlisted,
     Header,
     Opened,
+    Resolved,
     Sealed,
     TransactionEntry,
 )
@@ -141,6 +147,12 @@ class TwoPhaseCommit:
                 if txn is None or txn.decision is None or txn.ended_at is not None:
                     return txn
                 return replace(txn, ended_at=header.at)
+            case Resolved():
+                if txn is None or txn.decision is None or txn.ended_at is not None:
+                    return txn
+                return _with_resolution(txn, entry, header)
+            case Acknowledged():
+                return txn if txn is None or not txn.kept else replace(txn, acknowledged_at=header.at)
 
     # ------------------------------------------------------------------------------------------------ debts
 
@@ -172,7 +184,12 @@ class TwoPhaseCommit:
 
 def _owing(txn: Transaction) -> Iterator[Branch]:
     """The branches that must hear the decision."""
-    return (branch for branch in txn.branches if branch.vote not in _NOT_OWED)
+    return (branch for branch in txn.branches if is_owed(branch))
+
+
+def is_owed(branch: Branch) -> bool:
+    """Whether a decision, once there is one, has to be carried to the branch."""
+    return branch.vote not in _NOT_OWED and branch.resolved is None
 
 
 def _supported(txn: Transaction, entry: Decided) -> bool:
@@ -228,6 +245,18 @@ def _with_decision(txn: Transaction, entry: Decided, header: Header) -> Transact
         ended_at=header.at if nothing_owed else None,
         active=False,
     )
+
+
+def _with_resolution(txn: Transaction, entry: Resolved, header: Header) -> Transaction:
+    if not any(branch.name == entry.branch and is_owed(branch) for branch in txn.branches):
+        return txn
+    branches = tuple(
+        replace(branch, resolved=entry.outcome, resolved_at=header.at, note=entry.note)
+        if branch.name == entry.branch
+        else branch
+        for branch in txn.branches
+    )
+    return replace(txn, branches=branches, acknowledged_at=None)
 
 
 def _with_vote(branch: Branch, vote: BranchVote | None) -> Branch:

@@ -39,9 +39,14 @@ SCOPES: Mapping[str, Scope] = {
     "2, an application's own, forgetting": Scope(2, 1, _APPLICATION_AT_TWO, forgetting=True, serial=True),
     "2, an application's own with a stray": Scope(2, 1, _APPLICATION_AND_A_STRAY),
     "1, an application's own and another": Scope(1, 0, _APPLICATION_THEN_ANOTHER, serial=True),
+    "1, with an operator, forgetting": Scope(1, 1, forgetting=True, serial=True, operator=True),
+    "2, with an operator": Scope(2, 0, operator=True),
+    "1, an application's own, with an operator": Scope(1, 0, _APPLICATION, forgetting=True, serial=True, operator=True),
 }
 
 LARGE: Mapping[str, Scope] = {
+    "2, with an operator, a change": Scope(2, 1, operator=True),
+    "2, with an operator, forgetting": Scope(2, 0, forgetting=True, serial=True, operator=True),
     "1, two transactions, a change, forgetting": Scope(1, 1, _ONE_LEADERS_TWO, forgetting=True, serial=True),
     "2, unwritten refusals lost, two changes": Scope(2, 2, records_lost=True),
     "3 participants, two changes": Scope(3, 2),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from coordinator.ledger import Applied, Knowledge, Ledger, Verdict
 from coordinator.protocol.effects import Effect
 from coordinator.protocol.entries import (
+    Acknowledged,
     Beginning,
     BranchVote,
     Decided,
@@ -17,6 +18,7 @@ from coordinator.protocol.entries import (
     Entry,
     Forgotten,
     Header,
+    Resolved,
     Sealed,
     TookOver,
     TransactionEntry,
@@ -161,6 +163,48 @@ class ForgetsWhoWasEnlisted(TwoPhaseCommit):
         return after
 
 
+# ------------------------------------------------------------------------------------------------ resolved by hand
+
+
+class ResolutionDecides(TwoPhaseCommit):
+    """What an operator says of one branch becomes the decision for all."""
+
+    def evolve(self, txn: Transaction | None, entry: TransactionEntry, header: Header) -> Transaction | None:
+        after = super().evolve(txn, entry, header)
+        if isinstance(entry, Resolved) and after is not None and after is not txn:
+            return replace(after, decision=entry.outcome)
+        return after
+
+
+class ResolvesUndecided(TwoPhaseCommit):
+    """A branch is resolved although nothing is decided: a vote by hand."""
+
+    def evolve(self, txn: Transaction | None, entry: TransactionEntry, header: Header) -> Transaction | None:
+        if isinstance(entry, Resolved) and txn is not None and txn.decision is None:
+            branches = tuple(replace(b, resolved=entry.outcome, resolved_at=header.at) for b in txn.branches)
+            return replace(txn, branches=branches)
+        return super().evolve(txn, entry, header)
+
+
+class LastResolutionWins(TwoPhaseCommit):
+    """An operator changes his mind, and what was done by hand before is lost to sight."""
+
+    def evolve(self, txn: Transaction | None, entry: TransactionEntry, header: Header) -> Transaction | None:
+        if isinstance(entry, Resolved) and txn is not None and txn.ended_at is None:
+            txn = replace(txn, branches=tuple(replace(b, resolved=None, resolved_at=None) for b in txn.branches))
+        return super().evolve(txn, entry, header)
+
+
+class AcknowledgedIsOver(TwoPhaseCommit):
+    """One branch was seen to, so the transaction counts as ended for all."""
+
+    def evolve(self, txn: Transaction | None, entry: TransactionEntry, header: Header) -> Transaction | None:
+        after = super().evolve(txn, entry, header)
+        if isinstance(entry, Acknowledged) and after is not None and after is not txn and after.ended_at is None:
+            return replace(after, ended_at=header.at)
+        return after
+
+
 def _floor_passes_over_active(ledger: Ledger, name: str) -> int | None:
     """The floor minds the transactions that name the participant, and not those that still may."""
     naming = [
@@ -243,6 +287,14 @@ class BeginsInAnyOrder(_Ledger):
 
     def _newest(self) -> int:
         return -1
+
+
+class ForgetsTheUnacknowledged(_Ledger):
+    """Retention does not mind what an operator has not seen to."""
+
+    def _store(self, number: int, txn: Transaction) -> None:
+        super()._store(number, txn)
+        self.kept.clear()
 
 
 class ForgetsWithoutFloor(_Ledger):
@@ -379,6 +431,25 @@ VARIANTS: Mapping[str, Variant] = {
     "an application works before it is enlisted": Variant(
         lambda: Rules(works_unenlisted=True),
         Scope(1, 0, _APPLICATION, forgetting=True, serial=True),
+        "nothing leads to an end",
+    ),
+    "a resolution decides": Variant(
+        lambda: Rules(protocol=ResolutionDecides()), Scope(2, 0, operator=True), "decision changed after the decision"
+    ),
+    "a resolution before the decision": Variant(
+        lambda: Rules(protocol=ResolvesUndecided()), Scope(1, 0, operator=True), "was resolved before the decision"
+    ),
+    "the last resolution wins": Variant(
+        lambda: Rules(protocol=LastResolutionWins()), Scope(2, 0, operator=True), "the resolution of a changed"
+    ),
+    "retention forgets what nobody has acknowledged": Variant(
+        lambda: Rules(ledger=ForgetsTheUnacknowledged),
+        Scope(1, 0, forgetting=True, serial=True, operator=True),
+        "nothing leads to an end",
+    ),
+    "an acknowledgement ends the others": Variant(
+        lambda: Rules(protocol=AcknowledgedIsOver()),
+        Scope(2, 0, forgetting=True, serial=True, operator=True),
         "nothing leads to an end",
     ),
     "floors pass over what is active": Variant(

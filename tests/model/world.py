@@ -20,6 +20,9 @@ What may happen, at any moment and in any order
 - An application does a transaction itself: it begins, enlists branches and asks for the commit of all of them, in any
   order, again, late, or never, because it has died; once a branch is enlisted it prepares it on a connection of its
   own, without a message, whatever has been decided meanwhile.
+- With an operator: a branch to which something is owed is resolved by hand, in line with the decision or against it;
+  then, and only then, somebody may end it by hand in its database. What was resolved is acknowledged once the branch is
+  on record as ended there, which is the operator's duty.
 - With forgetting: the leader proposes `Forgotten`, and a participant prunes what its horizon allows.
 
 Why a state is so small
@@ -60,6 +63,7 @@ from coordinator.levels import NEWEST
 from coordinator.protocol.base import CommitProtocol
 from coordinator.protocol.effects import Reply, Send
 from coordinator.protocol.entries import (
+    Acknowledged,
     Beginning,
     Begun,
     BranchPlan,
@@ -71,6 +75,7 @@ from coordinator.protocol.entries import (
     Opened,
     Raised,
     Registered,
+    Resolved,
     Sealed,
     TookOver,
 )
@@ -179,6 +184,8 @@ class Scope:
     """
     records_lost: bool = False
     """Whether refusals and read-only votes may be sent without being durable."""
+    operator: bool = False
+    """Whether branches are resolved by hand."""
 
     def planned(self) -> tuple[Planned, ...]:
         """The transactions; one over all participants unless said otherwise."""
@@ -215,6 +222,7 @@ class Environment(NamedTuple):
     """What surrounds a participant: all that was sent to it, what is owed to it now; all answers, and today's.
 
     enlisted: the transactions whose application may work here.
+    resolved: for each transaction, how the branch here was resolved by an operator.
     """
 
     requests: tuple[Message, ...]
@@ -222,6 +230,7 @@ class Environment(NamedTuple):
     answers: tuple[frozenset[Decision], ...]
     fresh: tuple[frozenset[Decision], ...]
     enlisted: frozenset[int]
+    resolved: tuple[Decision | None, ...]
 
 
 class Wish(NamedTuple):
@@ -365,6 +374,8 @@ class World:
                     (replace(vote, branch=names[vote.branch]) for vote in entry.votes), key=lambda vote: vote.branch
                 )
                 renamed: Entry = replace(entry, votes=tuple(votes))
+            elif isinstance(entry, Resolved):
+                renamed = replace(entry, branch=names[entry.branch])
             elif isinstance(entry, Enlisted):
                 renamed = replace(entry, branch=names[entry.branch], participant=names[entry.participant])
             else:
@@ -412,6 +423,7 @@ class World:
                     log.answers,
                     fresh,
                     frozenset(self._enlisted(ledgers, position)),
+                    tuple(_resolution(ledgers, gid, name) for gid in self.gids),
                 )
             )
             for position, (name, requests) in enumerate(zip(self.names, log.requests, strict=True))
@@ -472,6 +484,8 @@ class World:
             txn = ledger.get(gid)
             recorded = [b.vote for b in txn.branches if b.name == self.names[position]] if txn is not None else []
             votes += [_RECORDED.index(vote) for vote in recorded] or [_NOT_ENLISTED]
+            resolved = _resolution((ledger,), gid, self.names[position])
+            votes += [0 if resolved is None else 1 + (resolved is Decision.ABORT)]
         return (*roles, *votes)
 
     def _steps_of_log(self, state: StateId) -> dict[int, bool]:
@@ -484,7 +498,28 @@ class World:
                 if _gid(gid).number in ledger.unfinished:
                     said = self._may_have_heard(ledger, index, state[1:])
                     found.update(self._wished_steps(log, ledger, index, said))
+        if self.scope.operator:
+            done = self._numbers(log, ((header, entry, False) for header, entry in self._operated(log, state[1:])))
+            found.update({number: found.get(number, False) or helpful for number, helpful in done.items()})
         return found
+
+    def _operated(self, log: Log, sites: tuple[int, ...]) -> Iterator[tuple[Header, Entry]]:
+        """What an operator may ask today's leader to log. It is never needed, so it is not helpful."""
+        if not self.scope.operator:
+            return
+        ledger = log.ledgers[-1]
+        header = Header(epoch=ledger.epoch, at=NOW)
+        for index, gid in enumerate(self.gids):
+            txn = ledger.get(gid)
+            if txn is None:
+                continue
+            for branch in txn.branches:
+                for outcome in Decision:
+                    yield header, Resolved(gid=gid, branch=branch.name, outcome=outcome)
+            parts = {name: self.sites[site].parts[index].state for name, site in zip(self.names, sites, strict=True)}
+            resolved = [branch.name for branch in txn.branches if branch.resolved is not None]
+            if resolved and all(parts[name] in (State.COMMITTED, State.ABORTED) for name in resolved):
+                yield header, Acknowledged(gid=gid)
 
     def _house_steps(self, log: Log) -> dict[int, bool]:
         known = self._house.get(log.number)
@@ -638,7 +673,7 @@ class World:
 
     def _site_moves(self, environment: int, site: Site) -> Iterator[tuple[str, Site, bool]]:
         """Every step of one participant, told from its own side, and whether it is a helpful one."""
-        requests, owed, answers, fresh, enlisted = self._environment_list[environment]
+        requests, owed, answers, fresh, enlisted, resolved = self._environment_list[environment]
         horizon = Horizon(epoch=site.epoch, floor=site.floor)
         for message in requests:
             if self.scope.serial and site.parts[message.txn].state in (State.WORKING, State.FENCED):
@@ -665,6 +700,10 @@ class World:
                     step = self.rules.receive(branch, horizon, kind(gid=gid, branch="-"), Stamp(epoch=0))
                     told = f"is in doubt about {gid}, asks a node, and is told {outcome}"
                     yield told, _with(site, index, state=step.branch.state), outcome in fresh[index]
+            by_hand = resolved[index]
+            if part.state is State.PREPARED and by_hand is not None:
+                ended = State.COMMITTED if by_hand is Decision.COMMIT else State.ABORTED
+                yield f"has {gid} ended by hand: {by_hand}", _with(site, index, state=ended), False
             if part.state is not State.UNKNOWN and self.rules.prunable(branch, gid, horizon):
                 yield f"prunes {gid}", _with(site, index, state=State.UNKNOWN), False
 
@@ -733,15 +772,19 @@ class World:
                 known = self._site_verdicts[key] = tuple(self._participant_violations(log, position, self.sites[site]))
             found += known
         if len(state) > 2:
-            found += self._disagreements(state[1:])
+            found += self._disagreements(log, state[1:])
         if self.rules.tells_early:
             found += self._early_violations(log, state[1:])
         return found
 
-    def _disagreements(self, sites: tuple[int, ...]) -> Iterator[str]:
-        """Gray & Lamport's consistency, from the durable states alone."""
+    def _disagreements(self, log: Log, sites: tuple[int, ...]) -> Iterator[str]:
+        """Gray & Lamport's consistency, from the durable states alone; but for what an operator has resolved."""
         for index, gid in enumerate(self.gids):
-            members = self.planned[index].members
+            members = [
+                member
+                for member in self.planned[index].members
+                if _resolution(log.ledgers, gid, self.names[member]) is None
+            ]
             parts = [self.sites[site].parts[index] for position, site in enumerate(sites) if position in members]
             committed = any(part.state is State.COMMITTED for part in parts)
             if committed and any(part.state is State.ABORTED and not _ever(part, READ_ONLY) for part in parts):
@@ -792,6 +835,16 @@ class World:
             if position not in self.planned[index].members:
                 continue
             voted_yes = _ever(part, PREPARED | READ_ONLY)
+            if _resolution(log.ledgers, gid, name) is not None:
+                # A participant may be where the operator said, or where the decision is; not where neither is.
+                wanted = {*answers, _resolution(log.ledgers, gid, name)}
+                if part.state is State.COMMITTED and Decision.COMMIT not in wanted:
+                    yield f"{name} committed {gid}, which no log and no operator says"
+                if part.state is State.ABORTED and _ever(part, PREPARED) and Decision.ABORT not in wanted:
+                    yield f"{name} aborted {gid}, which no log and no operator says"
+                if Decision.COMMIT in answers and not voted_yes:
+                    yield f"{gid} is committed, and {name} never voted for it"
+                continue
             if Decision.COMMIT in answers and not voted_yes:
                 yield f"{gid} is committed, and {name} never voted for it"
             if part.state is State.COMMITTED and Decision.COMMIT not in answers:
@@ -843,7 +896,8 @@ class World:
                     (*sites[:position], number, *sites[position + 1 :]),
                 )
         unheard = ((header, Wish(entry, None, False)) for header, entry, _ in self._unheard(log))
-        for header, wish in (*self._heard(log, sites), *unheard):
+        operated = ((header, Wish(entry, None, False)) for header, entry in self._operated(log, sites))
+        for header, wish in (*self._heard(log, sites), *unheard, *operated):
             appended = self._appended(log, header, wish.entry)
             if appended is not None:
                 moved = tuple(
@@ -870,6 +924,16 @@ def _answers(ledgers: tuple[Ledger, ...], gid: str) -> Iterator[Decision]:
                 yield Decision.ABORT
             case _:
                 pass
+
+
+def _resolution(ledgers: tuple[Ledger, ...], gid: str, name: str) -> Decision | None:
+    """How an operator has resolved the branch, as far as any of these ledgers knows."""
+    for ledger in reversed(ledgers):
+        txn = ledger.get(gid)
+        for branch in txn.branches if txn is not None else ():
+            if branch.name == name and branch.resolved is not None:
+                return branch.resolved
+    return None
 
 
 def _has_begun(ledger: Ledger, gid: str) -> bool:
@@ -973,6 +1037,10 @@ def _log_line(header: Header, wish: Wish) -> str:
             logs = f"seals {entry.gid} with {', '.join(entry.branches)}"
         case Decided():
             logs = f"decides: {entry.decision} {entry.gid}"
+        case Resolved():
+            logs = f"is told that {entry.branch} of {entry.gid} is resolved by hand: {entry.outcome}"
+        case Acknowledged():
+            logs = f"is told that {entry.gid} is seen to"
         case Forgotten():
             logs = f"forgets up to {Gid.of_number(CLUSTER, entry.floor)}"
         case _:

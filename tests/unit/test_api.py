@@ -920,7 +920,7 @@ async def test_participants_are_registered_shown_moved_and_given_up(node: Runnin
     assert reply.status == 200
     assert reply.json == {"name": "stock", "url": "http://127.0.0.1:9/base", "batch": True}
     shown = (await node.call("GET", "/v1/participants/stock")).json
-    assert shown == {**reply.json, "owed": 0, "reachable": True, "trouble": None}
+    assert shown == {**reply.json, "owed": 0, "reachable": True, "trouble": None, "down_since": None}
     await node.register("stock", "https://[::1]:8443")
     assert (await node.call("GET", "/v1/participants")).json["participants"] == [
         {**shown, "url": "https://[::1]:8443", "batch": False}
@@ -1015,6 +1015,7 @@ async def test_a_participant_in_trouble_is_shown_so(node: RunningNode) -> None:
     now = await shown()
     assert (now["owed"], now["reachable"]) == (1, False)
     assert "no connection" in now["trouble"]
+    assert now["down_since"].endswith("Z")
     participant_again = ScriptedParticipant(port=participant.port)
     async with participant_again:
         reply = await node.call("GET", f"/v1/transactions/{gid}?wait=ended")
@@ -1026,6 +1027,7 @@ async def test_a_participant_in_trouble_is_shown_so(node: RunningNode) -> None:
             "owed": 0,
             "reachable": True,
             "trouble": None,
+            "down_since": None,
         }
 
 
@@ -1050,7 +1052,15 @@ async def test_cluster_health_and_readiness(shop: RunningNode) -> None:
         "level": NEWEST,
         "ready": True,
         "nodes": [
-            {"id": "n1", "url": shop.url, "role": "leader", "reachable": True, "understands": NEWEST, "trouble": None}
+            {
+                "id": "n1",
+                "url": shop.url,
+                "role": "leader",
+                "reachable": True,
+                "understands": NEWEST,
+                "trouble": None,
+                "down_since": None,
+            }
         ],
         "in_flight": 0,
         "trouble": None,
