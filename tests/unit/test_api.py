@@ -1052,15 +1052,7 @@ async def test_cluster_health_and_readiness(shop: RunningNode) -> None:
         "level": NEWEST,
         "ready": True,
         "nodes": [
-            {
-                "id": "n1",
-                "url": shop.url,
-                "role": "leader",
-                "reachable": True,
-                "understands": NEWEST,
-                "trouble": None,
-                "down_since": None,
-            }
+            {"id": "n1", "url": shop.url, "role": "leader", "reachable": True, "understands": NEWEST, "trouble": None}
         ],
         "in_flight": 0,
         "trouble": None,
