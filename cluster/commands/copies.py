@@ -139,7 +139,8 @@ def _show(arguments: argparse.Namespace, file: Path, header: CopyHeader, size: i
         return
     print(
         f"{file}: a whole copy of the cluster {header.cluster} as of {shown['made_at']}, {size} bytes\n"
-        f"  {header.transactions} transactions, {header.undecided} of them undecided; epoch {header.epoch}"
+        f"  {header.transactions} transactions, {header.undecided} of them undecided; epoch {header.epoch}, "
+        f"generation {header.generation}"
     )
 
 

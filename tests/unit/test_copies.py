@@ -137,7 +137,9 @@ async def test_the_command_keeps_only_what_is_whole(node, null, tmp_path, capsys
     assert await asyncio.to_thread(main, ["backup", str(file), "--url", node.url]) == 1
     assert "is there already" in capsys.readouterr().err
     assert main(["backup", "--verify", str(file)]) == 0
-    assert "a whole copy of the cluster test" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "a whole copy of the cluster test" in said
+    assert "generation 1" in said
     broken = tmp_path / "broken"
     broken.write_bytes(file.read_bytes()[:-3])
     assert main(["backup", "--verify", str(broken)]) == 1

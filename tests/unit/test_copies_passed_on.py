@@ -117,8 +117,9 @@ async def test_who_leads_before_it_has_heard_of_the_restore_takes_over_all_the_s
         await participant.stop()
 
 
-async def test_who_is_told_nothing_is_told_nothing_false(copy: bytes) -> None:
+async def test_who_is_told_nothing_is_told_nothing_false(copy: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody leads: nothing was begun."""
+    monkeypatch.setattr("coordinator.relay.LEADER_PATIENCE_S", 0.2)
     replicas = Replicas(nodes=NODES)
     async with three(replicas, generation=2) as (first, _second, _third):
         replicas.lead(None)
