@@ -199,7 +199,10 @@ class ApplicationTransaction:
         except Conflict as error:
             if error.code != "not_active":
                 raise
-            raise TransactionAborted(await self._client.get(self.gid)) from error
+            self._known = await self._client.get(self.gid)
+            raise (TransactionAborted(self._known) if self._known.aborted else error) from None
+        # A try whose answer was lost may have enlisted it long ago.
+        self._known.raise_for_abort()
         known: Enlistable = source if isinstance(source, Enlistable) else source_of(source)
         opened = await known.outlast_begin(self.gid, name)
         if self._left:

@@ -8,7 +8,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -20,7 +20,7 @@ from participants.settings import ServerSettings
 from tests.support.nodes import RunningNode
 from tests.support.waiting import eventually
 
-DEADLINE_S = 2.0
+DEADLINE_S = 5.0
 """Of applications that die: long enough to reach the moment at which they are killed, on a busy machine too."""
 
 
@@ -63,7 +63,7 @@ class Bank:
 
     async def is_over(self) -> bool:
         """Nothing is prepared, and nothing is locked."""
-        return not await self.prepared() and await self.is_free("ann") and await self.is_free("bob")
+        return not await self.prepared() and all([await self.is_free(account) for account in ("ann", "bob", "cy")])
 
 
 class Gate:
@@ -113,11 +113,13 @@ async def client(served: Participant, node: RunningNode) -> AsyncIterator[Client
 
 
 @asynccontextmanager
-async def killed_at(bank: Bank, nodes: str, moment: str, *, timeout_s: float = DEADLINE_S) -> AsyncIterator[str]:
-    """The gid of an application that has come to `moment`, and is killed at the end."""
+async def killed_at(
+    bank: Bank, nodes: str, moment: str, account: str, *, timeout_s: float = DEADLINE_S
+) -> AsyncIterator[str]:
+    """The gid of an application that takes 10 from `account`, has come to `moment`, and is killed at the end."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "tests.support.application_process", bank.kind, nodes, bank.dsn, moment, str(timeout_s)),
+        *("-m", "tests.support.application_process", bank.kind, nodes, bank.dsn, moment, account, str(timeout_s)),
         stdout=asyncio.subprocess.PIPE,
     )
     try:
@@ -223,15 +225,20 @@ class ApplicationContract:
         await until(bank.is_over, "nothing is prepared, and nothing locked")
 
     @pytest.mark.processes
-    @pytest.mark.parametrize("moment", ["working", "unprepared", "prepared"])
-    async def test_an_application_that_is_killed_leaves_nothing(
-        self, bank: Bank, client: Client, node: RunningNode, moment: str
+    async def test_applications_that_are_killed_leave_nothing(
+        self, bank: Bank, client: Client, node: RunningNode
     ) -> None:
-        async with killed_at(bank, node.url, moment) as gid:
-            assert (await client.get(gid)).state == "active"
-            assert bool(await bank.prepared()) == (moment == "prepared")
+        """With its work done, before it prepares, and with its branch prepared: all at once, to be quick."""
+        async with AsyncExitStack() as stack:
+            moments = (("working", "ann"), ("unprepared", "bob"), ("prepared", "cy"))
+            waiting = [killed_at(bank, node.url, moment, account) for moment, account in moments]
+            gids = await asyncio.gather(*(stack.enter_async_context(each) for each in waiting))
+            assert {(await client.get(gid)).state for gid in gids} == {"active"}
+            assert len(await bank.prepared()) == 1
+            assert not any([await bank.is_free(account) for _moment, account in moments])
         await until(bank.is_over, "nothing is prepared, and nothing locked")
-        txn = await client.get(gid, wait="ended")
-        assert txn.aborted
-        assert txn.reason == "timeout: the application did not ask for the commit in time"
-        assert await bank.balance("ann") == 100
+        for gid in gids:
+            txn = await client.get(gid, wait="ended")
+            assert txn.aborted
+            assert txn.reason == "timeout: the application did not ask for the commit in time"
+        assert [await bank.balance(account) for _moment, account in moments] == [100, 100, 100]

@@ -203,7 +203,7 @@ class TestPostgres(ApplicationContract):
                     await cluster.start_node(await killing)
                     assert (await client.get(tx.gid, wait="ended", patience_s=30)).ended
                     # An application that has died meanwhile is aborted by a leader that never heard from it.
-                    async with killed_at(bank, ",".join(cluster.urls), "prepared", timeout_s=6) as gid:
+                    async with killed_at(bank, ",".join(cluster.urls), "prepared", "cy", timeout_s=6) as gid:
                         pass
                     await cluster.kill_leader()
                     await until(bank.is_over, "nothing is prepared, and nothing locked")

@@ -1,6 +1,6 @@
 """An application in a process of its own, which stops at the moment that it is told, and waits there to be killed.
 
-    python -m tests.support.application_process <kind> <nodes> <dsn> <moment> <timeout_s>
+    python -m tests.support.application_process <kind> <nodes> <dsn> <moment> <account> <timeout_s>
 
 kind: of `SOURCES`.
 moment: `working`, with its branch enlisted and its work done; `unprepared`, at the end of the block; `prepared`, with
@@ -49,7 +49,7 @@ async def here(gid: str) -> None:
     await asyncio.Event().wait()
 
 
-STATEMENT = "UPDATE account SET balance = balance - 10 WHERE name = 'ann'"
+STATEMENT = "UPDATE account SET balance = balance - 10 WHERE name = "
 
 
 async def postgres(dsn: str) -> tuple[Any, Any]:
@@ -57,8 +57,8 @@ async def postgres(dsn: str) -> tuple[Any, Any]:
 
     from participants.postgres_application import Postgres
 
-    async def work(connection: Any) -> None:
-        await connection.execute(STATEMENT)
+    async def work(connection: Any, account: str) -> None:
+        await connection.execute(f"{STATEMENT}$1", account)
 
     return Postgres(await asyncpg.create_pool(dsn, min_size=1, max_size=2)), work
 
@@ -69,9 +69,9 @@ async def mariadb(dsn: str) -> tuple[Any, Any]:
     from participants.mariadb_application import MariaDb
     from participants.mariadb_session import Address
 
-    async def work(connection: Any) -> None:
+    async def work(connection: Any, account: str) -> None:
         async with connection.cursor() as cursor:
-            await cursor.execute(STATEMENT)
+            await cursor.execute(f"{STATEMENT}%s", (account,))
 
     at = Address.parse(dsn)
     return MariaDb(await asyncmy.create_pool(unix_socket=at.socket, user=at.user, database=at.database)), work
@@ -81,14 +81,14 @@ SOURCES = {"postgres": postgres, "mariadb": mariadb}
 """What is enlisted, and the work on its connection."""
 
 
-async def main(kind: str, nodes: str, dsn: str, moment: str, timeout_s: str) -> None:
+async def main(kind: str, nodes: str, dsn: str, moment: str, account: str, timeout_s: str) -> None:
     source, work = await SOURCES[kind](dsn)
     async with (
         Client(nodes.split(",")) as client,
         client.transaction(timeout_s=float(timeout_s)) as tx,
         tx.enlist("bank", Stops(source, moment)) as connection,
     ):
-        await work(connection)
+        await work(connection, account)
         if moment == "working":
             await here(tx.gid)
 

@@ -229,6 +229,33 @@ async def test_what_was_aborted_meanwhile_takes_no_more_branches(client: Client)
     assert stock.done == ["begin", "prepare", "close"]
 
 
+async def test_a_branch_that_was_enlisted_before_the_abort_is_not_worked_in(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to the first try was lost; by the second one the transaction is aborted."""
+    stock, enlist = Source(), client.enlist
+
+    async def late(gid: str, participant: str, **fields: Any) -> TransactionResult:
+        await enlist(gid, participant, **fields)
+        await client.abort(gid)
+        return await enlist(gid, participant, **fields)
+
+    monkeypatch.setattr(client, "enlist", late)
+    with pytest.raises(TransactionAborted):
+        async with client.transaction() as tx, tx.enlist("stock", stock):
+            pass
+    assert stock.done == []
+
+
+async def test_somebody_else_who_asks_for_the_commit_ends_it(client: Client) -> None:
+    with pytest.raises(Conflict) as caught:
+        async with client.transaction() as tx:
+            await client.commit(tx.gid, [])
+            async with tx.enlist("stock", Source()):
+                pass
+    assert caught.value.code == "not_active"
+
+
 async def test_a_prepare_that_hangs_ends_with_the_deadline(client: Client) -> None:
     orders = Source(hangs=True)
     with pytest.raises(TransactionAborted) as caught:
