@@ -4,7 +4,8 @@ Each subcommand lives in `cluster/commands/` as a function of the parsed argumen
 are imported when their command runs: a node does not load the demo, and `--help` loads nothing.
 
 Exit statuses: 0 success; 1 it did not succeed, and one line on stderr says why and what to do; 2 wrong usage or a wrong
-configuration; 3 it is not known (yet) whether it succeeded; 130 interrupted before it was done.
+configuration; 3 it is not known (yet) whether it succeeded; 130 interrupted before it was done. `outlast doctor` has
+its own, for monitoring.
 """
 
 import argparse
@@ -82,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     _add_cluster_commands(commands)
     _add_serving_commands(commands)
     _add_tx_commands(commands)
+    _add_doctor_command(commands)
     _add_copy_commands(commands)
     _add_certs_command(commands)
     _add_demo_command(commands)
@@ -360,6 +362,39 @@ def _nodes(command: argparse.ArgumentParser) -> None:
     command.add_argument("--ca", type=Path, metavar="FILE", help="who issued the nodes' certificates, for https")
     _data(command)
     _json(command)
+
+
+def _add_doctor_command(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    doctor = _command(
+        commands,
+        "doctor",
+        "doctor:doctor",
+        "look at a cluster, its participants and their databases, and say what is to be done",
+        "outlast doctor --postgres stock.dsn",
+        "outlast doctor --url http://127.0.0.1:7400 --postgres env:STOCK_DSN --prepared-limit 30 --json",
+        "exit status: 0 well, 1 warnings, 2 critical, 3 not all of it could be looked at",
+    )
+    doctor.add_argument(
+        "--postgres",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="holds the DSN of a PostgreSQL to look into; or env:VARIABLE; once per server",
+    )
+    doctor.add_argument(
+        "--prepared-limit",
+        type=_seconds,
+        default=60.0,
+        metavar="S",
+        help="how long a branch may be prepared, or a transaction take (%(default)g)",
+    )
+    doctor.add_argument(
+        "--participant-token-file", type=Path, metavar="FILE", help="holds the bearer token to show to participants"
+    )
+    doctor.add_argument(
+        "--participant-ca", type=Path, metavar="FILE", help="who issued the participants' certificates, for https"
+    )
+    _nodes(doctor)
 
 
 def _add_copy_commands(commands: "_Commands[argparse.ArgumentParser]") -> None:

@@ -27,7 +27,7 @@ _MARGIN_S: Final = 2.0
 """A node answers a call that waits by the transaction's timeout and one second more."""
 
 
-class _Usage(Exception):
+class Usage(Exception):
     """The arguments do not add up to a request."""
 
 
@@ -36,12 +36,12 @@ def with_nodes(arguments: argparse.Namespace, work: Callable[[argparse.Namespace
 
     async def run() -> int:
         urls, token_file, ca = _nodes(arguments)
-        async with Caller(urls, token=_token(token_file), ca=ca) as caller:
+        async with Caller(urls, token=read_token(token_file), ca=ca) as caller:
             return await work(arguments, caller)
 
     try:
         return asyncio.run(run())
-    except _Usage as error:
+    except Usage as error:
         return complain(error, USAGE)
     except Unverified as error:
         return complain(error, FAILED)
@@ -55,8 +55,8 @@ def _nodes(arguments: argparse.Namespace) -> tuple[Sequence[str], Path | None, P
     """Whom to ask, the file of the token that they want, and of the authority that issued their certificates."""
     if arguments.url:
         for url in arguments.url:
-            if not _is_base(url):
-                raise _Usage(f"--url {url} is not a node's URL, such as http://127.0.0.1:7400")
+            if not is_base(url):
+                raise Usage(f"--url {url} is not a node's URL, such as http://127.0.0.1:7400")
         return list(arguments.url), arguments.token_file, arguments.ca
     running = read_running(arguments.data)
     if running is None:
@@ -69,7 +69,7 @@ def _nodes(arguments: argparse.Namespace) -> tuple[Sequence[str], Path | None, P
     return alive, token_file, arguments.ca or (Path(running.ca) if running.ca is not None else None)
 
 
-def _is_base(url: str) -> bool:
+def is_base(url: str) -> bool:
     """Whether paths can be put behind `url`."""
     try:
         parts = urlsplit(url)
@@ -80,14 +80,15 @@ def _is_base(url: str) -> bool:
     return plain and parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
 
 
-def _token(file: Path | None) -> str | None:
+def read_token(file: Path | None) -> str | None:
+    """The bearer token that a file holds, if one is named. Raises `Usage`."""
     try:
         # Of several tokens, which is what a change of token looks like, the first is the one in use.
         return None if file is None else file.read_text("ascii").split()[0]
     except OSError as error:
-        raise _Usage(f"{file} cannot be read: {error.strerror}") from error
+        raise Usage(f"{file} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, IndexError):
-        raise _Usage(f"{file} holds no token") from None  # the cause holds what is in the file
+        raise Usage(f"{file} holds no token") from None  # the cause holds what is in the file
 
 
 # ------------------------------------------------------------------------------------------------ submit
@@ -125,7 +126,7 @@ async def _submit(arguments: argparse.Namespace, caller: Caller) -> int:
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
     if bool(arguments.file) == bool(arguments.branch):
-        raise _Usage("give either --branch PARTICIPANT=JSON, once per branch, or --file FILE")
+        raise Usage("give either --branch PARTICIPANT=JSON, once per branch, or --file FILE")
     body = _read(arguments.file) if arguments.file else {"branches": [_branch(text) for text in arguments.branch]}
     if arguments.protocol is not None:
         body["protocol"] = arguments.protocol
@@ -139,22 +140,22 @@ def _body(arguments: argparse.Namespace) -> dict[str, Any]:
 def _branch(text: str) -> dict[str, Any]:
     participant, equals, payload = text.partition("=")
     if not participant or not equals:
-        raise _Usage(f"--branch {text} is not PARTICIPANT=JSON")
+        raise Usage(f"--branch {text} is not PARTICIPANT=JSON")
     try:
         return {"participant": participant, "payload": json.loads(payload)}
     except ValueError as error:
-        raise _Usage(f"--branch {participant}: the payload is not JSON ({error}); quote it for the shell") from error
+        raise Usage(f"--branch {participant}: the payload is not JSON ({error}); quote it for the shell") from error
 
 
 def _read(file: str) -> dict[str, Any]:
     try:
         body = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
     except OSError as error:
-        raise _Usage(f"{file} cannot be read: {error.strerror}") from error
+        raise Usage(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise _Usage(f"{file} is not JSON: {error}") from error
+        raise Usage(f"{file} is not JSON: {error}") from error
     if not isinstance(body, dict):
-        raise _Usage(f"{file} holds no JSON object")
+        raise Usage(f"{file} holds no JSON object")
     return body
 
 
@@ -268,7 +269,9 @@ async def _tell(arguments: argparse.Namespace, caller: Caller, txn: dict[str, An
     body = {"gid": txn["gid"], "branch": arguments.branch, "epoch": txn["epoch"]}
     told: dict[str, Any] = {"participant": name, "status": None, "state": None, "trouble": None}
     try:
-        async with Caller([url], token=_token(arguments.participant_token_file), ca=arguments.participant_ca) as direct:
+        async with Caller(
+            [url], token=read_token(arguments.participant_token_file), ca=arguments.participant_ca
+        ) as direct:
             heard = await direct.once("POST", f"{url}/{arguments.outcome}", body=body, within_s=_PATIENCE_S)
     except Unreachable as error:
         told["trouble"], status = str(error), UNKNOWN

@@ -1,0 +1,343 @@
+"""What the doctor makes of facts, and that its exit status never says "well" of what it has not seen."""
+
+import pytest
+
+from cluster.doctor import cluster, participants, postgres
+from cluster.doctor.cluster import ClusterFacts, NodeFacts
+from cluster.doctor.findings import Finding, Report, Severity, Status, Unseen
+from cluster.doctor.participants import ParticipantFacts
+from cluster.doctor.postgres import Lock, PostgresFacts, Prepared, Waiter, waiters_behind
+from cluster.doctor.standing import Kind, PreparedBranch, Standing, judge, standing_of
+
+WELL = {
+    "max_prepared_transactions": "64", "fsync": "on", "full_page_writes": "on", "synchronous_commit": "on",
+    "transaction_read_only": "off", "client_connection_check_interval": "100ms", "server_version": "18",
+}  # fmt: skip
+GID = "shop-1-7"
+
+
+def finding(severity):
+    return Finding(severity=severity, code="x", where="here", what="something", todo="this")
+
+
+# ------------------------------------------------------------------------------------------------ the exit status
+
+
+@pytest.mark.parametrize(
+    ("severities", "unseen", "status"),
+    [
+        ([], False, Status.WELL),
+        ([Severity.INFO], False, Status.WELL),
+        ([Severity.INFO, Severity.WARNING], False, Status.WARNING),
+        ([Severity.WARNING, Severity.CRITICAL], False, Status.CRITICAL),
+        ([], True, Status.NOT_SEEN),
+        ([Severity.WARNING], True, Status.NOT_SEEN),
+        ([Severity.CRITICAL], True, Status.CRITICAL),
+    ],
+)
+def test_the_exit_status_is_the_worst(severities, unseen, status):
+    report = Report(findings=[finding(each) for each in severities], seen=["node n1"])
+    if unseen:
+        report.unseen.append(Unseen(where="there", why="no answer"))
+    assert report.status is status
+    assert report.to_json()["status"] == status.name.lower()
+
+
+def test_who_has_seen_nothing_does_not_say_that_all_is_well():
+    assert Report().status is Status.NOT_SEEN
+
+
+def test_the_worst_comes_first_and_of_these_the_oldest():
+    report = Report(
+        findings=[
+            finding(Severity.INFO),
+            Finding(severity=Severity.CRITICAL, code="new", where="a", what="", todo="", since=9.0),
+            Finding(severity=Severity.CRITICAL, code="old", where="b", what="", todo="", since=1.0),
+        ]
+    )
+    assert [each.code for each in report.sorted()] == ["old", "new", "x"]
+
+
+# ------------------------------------------------------------------------------------------------ one branch
+
+
+def branch(age_s=100.0, waiters=()):
+    ending = {"commit": "COMMIT PREPARED 'g'", "abort": "ROLLBACK PREPARED 'g'"}
+    return PreparedBranch(
+        where="db", name="g", gid=GID, branch="orders", age_s=age_s, ending=ending, waiters=waiters
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("standing", "severity", "says", "todo"),
+    [
+        (Standing(kind=Kind.DECIDED, decision="commit"), Severity.WARNING, "decided to commit", "COMMIT PREPARED 'g'"),
+        (Standing(kind=Kind.IN_FLIGHT), Severity.WARNING, "not decided yet", f"outlast tx abort {GID}"),
+        (Standing(kind=Kind.UNKNOWN), Severity.WARNING, "never heard of it", "ROLLBACK PREPARED 'g'"),
+        (Standing(kind=Kind.FORGOTTEN), Severity.CRITICAL, "has forgotten it", "COMMIT PREPARED 'g' or ROLLBACK"),
+        (Standing(kind=Kind.NOT_SEEN), Severity.WARNING, "could not be asked", "before you know its outcome"),
+        (
+            Standing(kind=Kind.DECIDED, decision="commit", resolved={"orders": "abort"}),
+            Severity.WARNING,
+            "decided to commit",
+            "resolved it by hand (abort), and it is still prepared: run ROLLBACK PREPARED 'g'",
+        ),
+    ],
+)
+def test_a_branch_that_is_prepared_for_too_long(standing, severity, says, todo):
+    found = judge(branch(), standing, limit_s=60)
+    assert found is not None
+    assert (found.severity, says in found.what, todo in found.todo) == (severity, True, True), found
+    assert judge(branch(waiters=("pid 7",)), standing, limit_s=60).severity is Severity.CRITICAL  # type: ignore[union-attr]
+    young = judge(branch(age_s=1.0), standing, limit_s=60)
+    assert (young is None) == (standing.kind is not Kind.FORGOTTEN), "what nobody can tell any more is told at once"
+
+
+def test_somebody_elses_branch_is_information_whatever_its_age():
+    for age_s in (1.0, 1e6):
+        found = judge(branch(age_s=age_s), Standing(kind=Kind.FOREIGN), limit_s=60)
+        assert found is not None
+        assert (found.severity, found.code) == (Severity.INFO, "foreign_prepared")
+
+
+def test_whose_a_gid_is():
+    known = {GID: Standing(kind=Kind.IN_FLIGHT)}
+    assert standing_of(GID, "shop", known).kind is Kind.IN_FLIGHT
+    assert standing_of("shop-1-8", "shop", known).kind is Kind.NOT_SEEN
+    assert standing_of("other-1-7", "shop", known).kind is Kind.FOREIGN
+    assert standing_of("shop-x-1-7", "shop", known).kind is Kind.FOREIGN
+    assert standing_of(GID, None, known).kind is Kind.NOT_SEEN, "without a cluster nobody knows whose it is"
+
+
+# ------------------------------------------------------------------------------------------------ PostgreSQL
+
+
+def waiter(pid, *behind, locktype="transactionid", xid=None, mode="ShareLock", object_=""):
+    return Waiter(
+        pid=pid,
+        locktype=locktype,
+        mode=mode,
+        xid=xid,
+        object=object_,
+        age_s=float(pid),
+        behind=behind,
+        query="UPDATE x",
+    )
+
+
+HELD = Prepared(gid=f"outlast:{GID}:orders", xid="700", age_s=100.0, owner="shop", database="shop")
+OTHER = Prepared(gid="theirs", xid="800", age_s=50.0, owner="they", database="shop")
+
+
+def test_waiters_are_found_through_the_holder_that_has_no_pid():
+    facts = PostgresFacts(
+        where="db",
+        settings=WELL,
+        prepared=[HELD, OTHER],
+        locks=[
+            Lock(xid="700", locktype="relation", mode="RowExclusiveLock", object="5/100", relation="orders"),
+            Lock(xid="800", locktype="relation", mode="AccessShareLock", object="5/100", relation="orders"),
+        ],
+        waiters=[
+            waiter(11, 0, xid="700"),
+            waiter(12, 11, locktype="tuple", mode="ExclusiveLock", object_="5/100/0/1"),
+            waiter(13, 0, locktype="relation", mode="ShareLock", object_="5/100"),
+            waiter(14, 0, locktype="relation", mode="AccessExclusiveLock", object_="5/200"),
+            waiter(15, 99, xid="900"),
+        ],
+    )
+    assert [each.pid for each in waiters_behind(facts, HELD)] == [13, 12, 11]
+    assert waiters_behind(facts, OTHER) == [], "it holds nothing that they want"
+    report = Report()
+    postgres.judge(facts, report, cluster="shop", known={GID: Standing(kind=Kind.IN_FLIGHT)}, limit_s=60)
+    worst, info = report.sorted()
+    assert worst.severity is Severity.CRITICAL
+    assert all(f"pid {pid}" in worst.what for pid in (11, 12, 13))
+    assert "locks on orders (RowExclusiveLock)" in worst.what
+    assert info.code == "foreign_prepared"
+
+
+def test_locks_exclude_each_other_both_ways():
+    conflicts = postgres._CONFLICTS
+    assert len(conflicts) == 8
+    for mode, others in conflicts.items():
+        assert all(mode in conflicts[other] for other in others), mode
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "code", "severity"),
+    [
+        ("max_prepared_transactions", "0", "no_slots", Severity.CRITICAL),
+        ("max_prepared_transactions", "2", "slots_full", Severity.CRITICAL),
+        ("fsync", "off", "fsync_off", Severity.CRITICAL),
+        ("full_page_writes", "off", "torn_pages", Severity.WARNING),
+        ("synchronous_commit", "off", "synchronous_commit_off", Severity.WARNING),
+        ("transaction_read_only", "on", "read_only", Severity.WARNING),
+    ],
+)
+def test_dangerous_settings_of_postgres(setting, value, code, severity):
+    report = Report()
+    young = [Prepared(gid=f"outlast:{GID}:{i}", xid=str(i), age_s=0.1, owner="o", database="d") for i in range(2)]
+    facts = PostgresFacts(where="db", settings={**WELL, setting: value}, prepared=young)
+    postgres.judge(facts, report, cluster="shop", known={}, limit_s=60)
+    assert [(each.code, each.severity) for each in report.findings] == [(code, severity)]
+    assert report.findings[0].todo
+
+
+def test_a_healthy_server_has_no_findings_and_one_that_was_not_reached_is_not_healthy():
+    report = Report()
+    postgres.judge(PostgresFacts(where="db", settings=WELL), report, cluster="shop", known={}, limit_s=60)
+    assert (report.findings, report.seen, report.status) == ([], ["db"], Status.WELL)
+    postgres.judge(PostgresFacts(where="db2", trouble="refused"), report, cluster="shop", known={}, limit_s=60)
+    assert report.status is Status.NOT_SEEN
+
+
+async def test_a_dsn_is_never_repeated():
+    for dsn in ("postgresql://ann:secret@[", "postgresql://ann:secret@127.0.0.1:1/x"):
+        facts = await postgres.look("db", dsn)
+        assert facts.trouble
+        assert "secret" not in facts.trouble
+
+
+def test_a_transaction_that_holds_back_vacuum_is_critical():
+    report = Report()
+    old = Prepared(gid="theirs", xid="7", age_s=9e6, owner="o", database="d", xids=300_000_000)
+    postgres.judge(
+        PostgresFacts(where="db", settings=WELL, prepared=[old]), report, cluster="shop", known={}, limit_s=60
+    )
+    assert {each.code for each in report.findings} == {"foreign_prepared", "holds_back_vacuum"}
+
+
+# ------------------------------------------------------------------------------------------------ the cluster
+
+
+def says(node, leader="n1", **more):
+    return {
+        "cluster": "shop", "node": node, "leader": leader, "ready": leader is not None, "level": 2, "role": "follower",
+        "trouble": None, "reconciling": False, "nodes": [{"id": f"n{i}", "understands": 2} for i in (1, 2, 3)], **more,
+    }  # fmt: skip
+
+
+def facts_of(*nodes, **more):
+    lists = {"participants": [], "unfinished": [], "heuristics": [], **more}
+    return ClusterFacts(
+        nodes=[
+            NodeFacts(url=f"http://n{i}", says=each, trouble=None if each else "refused")
+            for i, each in enumerate(nodes, 1)
+        ],
+        now=1000.0,
+        **lists,
+    )
+
+
+def judged(facts):
+    report = Report()
+    cluster.judge(facts, report, limit_s=60)
+    return report
+
+
+def codes(report):
+    return [each.code for each in report.findings]
+
+
+def test_a_healthy_cluster():
+    report = judged(facts_of(says("n1"), says("n2"), says("n3")))
+    assert (codes(report), report.status) == ([], Status.WELL)
+    assert report.restart is not None
+    assert (report.restart.helps, report.restart.why) == (False, "nothing is in flight")
+
+
+@pytest.mark.parametrize(
+    ("facts", "code", "status", "helps"),
+    [
+        (facts_of(says("n1"), says("n2"), None), "node_down", Status.WARNING, False),
+        (
+            facts_of(says("n1", None), None, None, participants=None, unfinished=None, heuristics=None),
+            "no_leader", Status.CRITICAL, True,
+        ),
+        (facts_of(says("n1", None), says("n2", None), says("n3", None)), "no_leader", Status.CRITICAL, False),
+        (facts_of(says("n1"), says("n2", trouble="disk full")), "node_trouble", Status.CRITICAL, False),
+        (facts_of(says("n1"), says("n2", role="joining")), "node_joining", Status.WARNING, False),
+        (facts_of(says("n1", level=3)), "node_behind", Status.WARNING, False),
+        (facts_of(says("n1", reconciling=True)), "reconciling", Status.WARNING, False),
+    ],
+)  # fmt: skip
+def test_nodes_in_trouble(facts, code, status, helps):
+    report = judged(facts)
+    assert code in codes(report)
+    assert report.status is status
+    assert report.restart is not None
+    assert report.restart.helps is helps
+
+
+def test_no_answer_at_all_is_not_seen_and_blames_nobody():
+    report = judged(facts_of(None, None))
+    assert (report.findings, report.status) == ([], Status.NOT_SEEN)
+
+
+TXN = {
+    "gid": GID, "state": "committing", "decision": "commit", "started_at": "1970-01-01T00:10:00.000Z",
+    "decided_at": "1970-01-01T00:10:01.000Z", "branches": [],
+}  # fmt: skip
+
+
+def test_why_each_is_not_finished_and_that_a_restart_changes_nothing():
+    waits = {"for": "ack", "branch": "orders", "participant": "orders", "trouble": "refused", "down_since": "then"}
+    undecided = {**TXN, "gid": "shop-1-8", "state": "preparing", "decision": None, "waiting_for": []}
+    report = judged(facts_of(says("n1"), unfinished=[{**TXN, "waiting_for": [waits]}, undecided]))
+    assert codes(report) == ["transaction_stuck", "transaction_stuck"]
+    (why,) = report.in_flight[0].why
+    assert why == "waits for the acknowledgement of orders (branch orders), which has not answered since then: refused"
+    assert "--commit" in report.findings[0].todo
+    assert "outlast tx abort shop-1-8" in report.findings[1].todo
+    assert report.restart is not None
+    assert not report.restart.helps
+    assert "orders would not answer a new leader either" in report.restart.why
+
+
+def test_heuristics_are_critical_until_resolved_and_warned_of_until_acknowledged():
+    mad = {"branch": "orders", "heuristic": "aborted"}
+    by_hand = {**mad, "resolved": {"outcome": "abort", "at": "1970-01-01T00:10:05.000Z", "note": None}}
+    contradicted = {**TXN, "heuristic": "contradicted", "branches": [mad]}
+    mixed = {**TXN, "heuristic": "mixed", "branches": [by_hand]}
+    report = judged(facts_of(says("n1"), heuristics=[contradicted, mixed], unfinished=[contradicted]))
+    assert [(each.code, each.severity) for each in report.findings] == [
+        ("contradicted", Severity.CRITICAL), ("resolved_by_hand", Severity.WARNING)
+    ]  # fmt: skip
+    assert f"outlast tx resolve {GID} --branch orders" in report.findings[0].todo
+    assert "against the decision" in report.findings[1].what
+    assert f"outlast tx acknowledge {GID}" in report.findings[1].todo
+    assert report.findings[1].since == 605.0
+
+
+def test_a_participant_that_is_down_is_critical_once_something_is_owed_for_long():
+    row = {"name": "orders", "url": "http://o", "reachable": False, "trouble": "refused", "owed": 1}
+    for since, owed, severity in (
+        ("1970-01-01T00:10:00Z", 1, Severity.CRITICAL),
+        ("1970-01-01T00:10:00Z", 0, Severity.WARNING),
+        ("1970-01-01T00:16:39Z", 1, Severity.WARNING),
+    ):
+        (found,) = judged(facts_of(says("n1"), participants=[{**row, "down_since": since, "owed": owed}])).findings
+        assert (found.code, found.severity) == ("participant_down", severity)
+
+
+# ------------------------------------------------------------------------------------------------ participants
+
+
+def test_what_a_participant_holds_and_that_a_silent_one_was_not_seen():
+    report = Report()
+    rows = [
+        {"gid": GID, "branch": "orders", "prepared_at": 900.0},
+        {"gid": "x-1-1", "branch": "o", "prepared_at": None},
+    ]
+    facts = ParticipantFacts(name="orders", url="http://o", branches=rows, total=2, now=1000.0)
+    participants.judge(facts, report, cluster="shop", known={GID: Standing(kind=Kind.UNKNOWN)}, limit_s=60)
+    assert codes(report) == ["prepared_too_long", "foreign_prepared"]
+    silent = Report()
+    facts = ParticipantFacts(name="orders", url="http://o", trouble="refused", silent=True)
+    participants.judge(facts, silent, cluster="shop", known={}, limit_s=60)
+    assert (codes(silent), silent.status) == (["participant_silent"], Status.NOT_SEEN)
+    unauthorized = Report(seen=["node n1"])
+    facts = ParticipantFacts(name="orders", url="http://o", trouble="show a bearer token")
+    participants.judge(facts, unauthorized, cluster="shop", known={}, limit_s=60)
+    assert (codes(unauthorized), unauthorized.status) == ([], Status.NOT_SEEN)
