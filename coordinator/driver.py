@@ -1179,10 +1179,11 @@ class Driver:
             self._perhaps_begun = {one for one in self._perhaps_begun if one > self._last_begun}
         if self._epoch is not None and not self._draining and not self._forgetting and not self._keeps_all():
             before = self._clock.wall_ms() - int(self._limits.retention_s * 1000)
-            floor = self._ledger.floor
-            found = 0
+            # At level 1 a floor never goes back; later, what is below it already goes in pieces as well.
+            least = self._ledger.floor if self._ledger.level == OLDEST else -1
+            floor, found = least, 0
             for number, _ in self._ledger.forgettable(before):
-                floor = max(floor, number)
+                floor = max(least, number)
                 found += 1
                 if found == FORGET_AT_ONCE:
                     pause_s = 0.05

@@ -404,7 +404,9 @@ class Ledger:
         return Applied(entry=entry, verdict=Verdict.APPLIED)
 
     def _forget(self, entry: Forgotten) -> Applied:
-        if entry.floor < self.floor:
+        if entry.floor < self.floor and self.level == OLDEST:
+            # Software of level 1 does nothing then. Since, a restore may raise the floor above all that it brought,
+            # which is then forgotten piece by piece, below the floor.
             return Applied(entry=entry, verdict=Verdict.UNCHANGED)
         doomed = [number for number, _ in self.forgettable(entry.before, entry.floor)]
         for number in doomed:
@@ -412,7 +414,7 @@ class Ledger:
             del self._table[number]
             if txn is not None and txn.key is not None and self.keys.get(txn.key) == number:
                 del self.keys[txn.key]
-        self.floor = entry.floor
+        self.floor = max(self.floor, entry.floor)
         return Applied(entry=entry, verdict=Verdict.APPLIED)
 
     def _raise(self, entry: Raised) -> Applied:

@@ -886,6 +886,26 @@ async def test_forgetting_comes_after_the_retention_time_and_in_pieces(
         assert await outcome_of(led, gids[-1]) is Gone
 
 
+async def test_below_a_floor_that_a_restore_has_raised_it_goes_in_pieces_too(
+    null: Participant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.driver.FORGET_AT_ONCE", 10)
+    clock = FakeClock()
+    async with on_hand(configs(NODES, limits=Limits(retention_s=1000))[0], clock) as led:
+        await led.led()
+        await led.running.register("stock", null.url, batch=True)
+        await eventually(lambda: led.ledger.level == 2)
+        for _ in range(35):
+            await led.driver.submit(new("stock"))
+        await eventually(lambda: not led.ledger.unfinished)
+        led.ledger.floor = floor = 2**60  # as once all is found out that was lost
+        clock.pass_s(1001)
+        await eventually(lambda: not len(led.ledger))
+        pieces = [entry for entry in led.entries() if isinstance(entry, Forgotten)]
+        assert len(pieces) == 4
+        assert led.ledger.floor == floor
+
+
 async def test_what_is_unfinished_is_never_forgotten(scripted: ScriptedParticipant) -> None:
     clock = FakeClock()
     async with on_hand(configs(NODES)[0], clock) as led:

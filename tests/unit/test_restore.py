@@ -375,3 +375,29 @@ def test_rows_that_come_late_are_in_order_for_those_who_page():
         if after is None:
             break
     assert shown == [f"m-{BASE + 1}-{n}" for n in (2, 1, 0)] + ["m-70000-1", "m-900-1", "m-30-1"]
+
+
+def test_below_the_floor_of_a_restore_what_has_ended_is_forgotten_in_pieces():
+    source = new()
+    for number in range(9):
+        gid = f"m-1-{number}"
+        do(source, begun(gid, key=f"k{number}"), decided(gid), Ended(gid=gid))
+    ledger = restored(source)
+    do(ledger, TookOver(node="n1"), epoch=BASE + 1)
+    do(ledger, LostRangeNoted(closed=True))
+    floor = ledger.floor
+    assert floor >= Gid("m", 1, 8).number
+    assert do(ledger, Forgotten(floor=Gid("m", 1, 2).number, before=9)) == [Verdict.APPLIED]
+    assert (len(ledger), ledger.floor) == (6, floor)
+    assert ledger.holder("k2") is None
+    assert ledger.holder("k3") is not None
+    assert ledger.knowledge("m-1-2") is Knowledge.FORGOTTEN
+
+
+def test_at_level_1_a_lower_floor_does_nothing_as_older_software_has_it():
+    ledger = Ledger("m")
+    do(ledger, TookOver(node="n1"), epoch=1)
+    do(ledger, Registered(name="a", url="http://a"), Registered(name="b", url="http://b"))
+    do(ledger, begun("m-1-0"), decided("m-1-0"), Forgotten(floor=Gid("m", 1, 5).number, before=9), Ended(gid="m-1-0"))
+    assert do(ledger, Forgotten(floor=Gid("m", 1, 0).number, before=9)) == [Verdict.UNCHANGED]
+    assert len(ledger) == 1
