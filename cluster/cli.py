@@ -381,6 +381,7 @@ def _add_doctor_command(commands: "_Commands[argparse.ArgumentParser]") -> None:
         metavar="FILE",
         help="holds the DSN of a PostgreSQL to look into; or env:VARIABLE; once per server",
     )
+    doctor.add_argument("--mariadb", action="append", default=[], metavar="FILE", help="the same of a MariaDB")
     doctor.add_argument(
         "--prepared-limit",
         type=_seconds,

@@ -88,12 +88,21 @@ def xid_of(gid: str, branch: str, *, database: str, connection: int) -> Xid:
 
 def named(xid: Xid, *, database: str) -> Named | None:
     """Which branch of `database` it is; None for any other name, those of other databases included."""
+    return _read(xid, database_tag(database))
+
+
+def read_name(xid: Xid) -> Named | None:
+    """Which branch it is, of whatever database; None for a name that is not one of ours."""
+    return _read(xid, None)
+
+
+def _read(xid: Xid, tag: str | None) -> Named | None:
     try:
         match = _GTRID.fullmatch(xid.gtrid.decode("ascii"))
         branch = xid.bqual.decode()
     except UnicodeDecodeError:
         return None
-    if match is None or match[2] != database_tag(database) or Gid.parse(match[1]) is None or not branch:
+    if match is None or tag not in (None, match[2]) or Gid.parse(match[1]) is None or not branch:
         return None
     return Named(BranchId(match[1], branch), int(match[3]))
 

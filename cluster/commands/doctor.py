@@ -5,12 +5,12 @@ import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from cluster.calls import Caller
 from cluster.cli import complain, print_json
 from cluster.commands.tx import Usage, is_base, read_token
-from cluster.doctor import cluster, participants, postgres
+from cluster.doctor import cluster, mariadb, participants, postgres
 from cluster.doctor.findings import Finding, Report, Status, Unseen, date, lasting
 from cluster.layout import read_running
 from cluster.process import ProcessTrouble
@@ -18,6 +18,8 @@ from coordinator.config import ConfigError
 from coordinator.protocol.messages import Gid
 
 _SHOWN: Final = 20
+_Kind = Any
+"""A module that looks into one kind of database: `look`, `gids` and `judge`."""
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -37,21 +39,25 @@ def doctor(arguments: argparse.Namespace) -> int:
 async def _examine(arguments: argparse.Namespace) -> Report:
     report = Report()
     urls, token_file, ca = _nodes(arguments, report)
-    servers = [(f"PostgreSQL {name}", _dsn(name)) for name in arguments.postgres]
+    servers: list[tuple[_Kind, str, str]] = [
+        (postgres, f"PostgreSQL {name}", _dsn(name)) for name in arguments.postgres
+    ]
+    servers += [(mariadb, f"MariaDB {name}", _dsn(name)) for name in arguments.mariadb]
     token, participant_token = read_token(token_file), read_token(arguments.participant_token_file)
     async with Caller(urls, token=token, ca=ca) as caller:
         facts, databases = await asyncio.gather(
-            cluster.look(caller), asyncio.gather(*(postgres.look(where, dsn) for where, dsn in servers))
+            cluster.look(caller), asyncio.gather(*(kind.look(where, dsn) for kind, where, dsn in servers))
         )
         served = await participants.look(facts.participants or (), token=participant_token, ca=arguments.participant_ca)
-        gids = [gid for each in databases for gid in postgres.gids(each)]
+        looked = [(kind, found) for (kind, _, _), found in zip(servers, databases, strict=True)]
+        gids = [gid for kind, found in looked for gid in kind.gids(found)]
         gids += [str(row["gid"]) for each in served for row in each.branches or ()]
         known = await cluster.look_up(caller, facts, (gid for gid in gids if _cluster_of(gid) == facts.name))
     limit_s = arguments.prepared_limit
     if urls:
         cluster.judge(facts, report, limit_s=limit_s)
-    for each in databases:
-        postgres.judge(each, report, cluster=facts.name, known=known, limit_s=limit_s)
+    for kind, found in looked:
+        kind.judge(found, report, cluster=facts.name, known=known, limit_s=limit_s)
     told = len(report.findings)
     for server in served:
         participants.judge(server, report, cluster=facts.name, known=known, limit_s=limit_s)

@@ -9,15 +9,18 @@ import asyncpg
 import pytest
 
 from cluster.cli import main
+from cluster.databases.mariadb import MariaDbServer
 from cluster.databases.postgres import PostgresServer
 from cluster.local import LocalCluster
+from participants.mariadb_names import xid_of
 from participants.server import Participant
 from tests.integration.world import eventually
+from tests.support.mariadb import connect
 from tests.support.nodes import RunningNode
 from tests.support.participants import ScriptedParticipant, hang, on, saying
 
 pytestmark = pytest.mark.processes
-pytest_plugins = ["tests.support.postgres"]
+pytest_plugins = ["tests.support.mariadb_fixtures", "tests.support.postgres"]
 
 
 class Doctor:
@@ -224,3 +227,72 @@ async def test_a_postgres_that_does_not_answer_was_not_seen(
     status, report = await examine("--url", node.url, "--postgres", "env:STOCK_DSN")
     assert (status, [each["where"] for each in report["unseen"]]) == (3, ["PostgreSQL env:STOCK_DSN"])
     assert "secret" not in json.dumps(report)
+
+
+# ------------------------------------------------------------------------------------------------ MariaDB
+
+
+async def test_mariadb_shows_who_waits_behind_a_branch_and_what_ends_it(
+    node: RunningNode,
+    examine: Doctor,
+    scripted: ScriptedParticipant,
+    mariadb: MariaDbServer,
+    mariadb_database: str,
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "stock.dsn"
+    file.write_text(f"mariadb://root@localhost/{mariadb_database}?socket={mariadb.socket}")
+    at = ("--url", node.url, "--mariadb", file)
+    status, report = await examine(*at)
+    assert (status, report["findings"]) == (0, []), report
+    scripted.rule = on("branches", saying({"branches": []}), on("commit", hang))
+    await node.register("stock", scripted.url)
+    gid = (await node.submit("stock")).json["gid"]
+    owner, preparing, *waiters = [await connect(mariadb, mariadb_database) for _ in range(4)]
+    xid = xid_of(gid, "stock", database=mariadb_database, connection=preparing.id).sql
+    tasks: list[asyncio.Task[Any]] = []
+    try:
+        await owner.run("CREATE TABLE stock(sku int PRIMARY KEY, n int)", "INSERT INTO stock VALUES (1, 1)")
+        change = "UPDATE stock SET n = 0 WHERE sku = 1"
+        await preparing.run(f"XA START {xid}", change, f"XA END {xid}", f"XA PREPARE {xid}")
+        for connection in waiters:
+            await connection.run("SET SESSION innodb_lock_wait_timeout = 60")
+            tasks.append(asyncio.create_task(connection.run("UPDATE stock SET n = 2 WHERE sku = 1")))
+
+        async def held(first: str) -> dict[str, Any] | None:
+            status, report = await examine(*at, "--prepared-limit", "0.01")
+            found = [each for each in report["findings"] if each["code"] == "prepared_too_long"]
+            if not found or any(f"connection {each.id} " not in found[0]["what"] for each in waiters):
+                return None
+            assert (status, found[0]["severity"]) == (2, "critical")
+            return found[0] if (first in found[0]["todo"]) else None
+
+        found = await eventually(lambda: held(f"first KILL {preparing.id}"), "the holder is shown with its connection")
+        assert f"XA COMMIT {xid};" in found["todo"]
+        assert f"{mariadb_database}.stock" in found["what"]
+        assert found["about"][:2] == [gid, "stock"]
+        await preparing.close()
+        found = await eventually(lambda: held(f"XA COMMIT {xid};"), "and without")
+        await eventually(
+            lambda: _without(held, "first KILL"), "its connection is gone, and nobody has to be ended before"
+        )
+    finally:
+        for connection in waiters:
+            await owner.run(f"KILL {connection.id}")
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await preparing.close()
+        # Finished only once InnoDB has let go of the connection: before, MariaDB would not do it.
+        owners = "SELECT count(*) FROM information_schema.INNODB_TRX WHERE trx_mysql_thread_id <> 0"
+
+        async def nobody() -> bool:
+            await asyncio.sleep(0.15)
+            return bool((await owner.run(owners))[0][0] == 0)
+
+        await eventually(nobody, "nobody owns the branch")
+        await owner.run(f"XA ROLLBACK {xid}")
+        await owner.close()
+
+
+async def _without(look: Any, words: str) -> bool:
+    found = await look("")
+    return found is not None and words not in found["todo"]

@@ -2,12 +2,14 @@
 
 import pytest
 
-from cluster.doctor import cluster, participants, postgres
+from cluster.doctor import cluster, mariadb, participants, postgres
 from cluster.doctor.cluster import ClusterFacts, NodeFacts
 from cluster.doctor.findings import Finding, Report, Severity, Status, Unseen
+from cluster.doctor.mariadb import MariaDbFacts, Transaction
 from cluster.doctor.participants import ParticipantFacts
 from cluster.doctor.postgres import Lock, PostgresFacts, Prepared, Waiter, waiters_behind
 from cluster.doctor.standing import Kind, PreparedBranch, Standing, judge, standing_of
+from participants.mariadb_names import Xid
 
 WELL = {
     "max_prepared_transactions": "64", "fsync": "on", "full_page_writes": "on", "synchronous_commit": "on",
@@ -341,3 +343,110 @@ def test_what_a_participant_holds_and_that_a_silent_one_was_not_seen():
     facts = ParticipantFacts(name="orders", url="http://o", trouble="show a bearer token")
     participants.judge(facts, unauthorized, cluster="shop", known={}, limit_s=60)
     assert (codes(unauthorized), unauthorized.status) == ([], Status.NOT_SEEN)
+
+
+# ------------------------------------------------------------------------------------------------ MariaDB
+
+MARIADB = {
+    "innodb_flush_log_at_trx_commit": "1", "log_bin": "OFF", "sync_binlog": "0", "innodb_doublewrite": "ON",
+    "read_only": "OFF", "wsrep_on": "OFF", "legacy_xa_rollback_at_disconnect": "OFF",
+}  # fmt: skip
+OURS, OURS_TOO = Xid(b"shop-1-7_rwiaduz_42", b"orders"), Xid(b"shop-1-8_rwiaduz_43", b"orders")
+THEIRS = Xid(b"theirs", b"x")
+
+
+def trx(id_, connection=0, age_s=100.0):
+    return Transaction(id=id_, connection=connection, age_s=age_s, rows=1, query="?")
+
+
+@pytest.mark.parametrize(
+    ("prepared", "transactions", "expected"),
+    [
+        ([OURS], [trx(1, 42)], [(1, (OURS,))]),
+        ([OURS], [trx(1)], [(1, (OURS,))]),
+        ([OURS, THEIRS], [trx(1), trx(2, 9)], [(1, (OURS,))]),
+        ([OURS, THEIRS], [trx(1), trx(2)], [(1, (OURS, THEIRS)), (2, (OURS, THEIRS))]),
+        ([OURS, OURS_TOO], [trx(1), trx(2, 43)], [(2, (OURS_TOO,)), (1, (OURS,))]),
+        ([OURS, OURS_TOO], [trx(1), trx(2)], [(1, (OURS, OURS_TOO)), (2, (OURS, OURS_TOO))]),
+    ],
+    ids=["connected", "left", "a stranger is connected", "a stranger left, too", "one of two left", "two left"],
+)
+def test_names_and_transactions_are_joined_only_where_that_is_certain(prepared, transactions, expected):
+    facts = MariaDbFacts(where="db", settings=MARIADB, prepared=prepared, transactions=transactions)
+    assert [(holder.id, names) for holder, names in mariadb.holders(facts)] == expected
+
+
+def test_who_waits_behind_a_branch_of_mariadb_and_behind_those():
+    facts = MariaDbFacts(
+        where="db",
+        settings=MARIADB,
+        prepared=[OURS],
+        transactions=[trx(1), trx(2, 8, 9.0), trx(3, 9, 8.0), trx(4, 10)],
+        waits=[(2, 1), (3, 2), (3, 1), (4, 5)],
+        locks=[(1, "shop.stock (X record)")],
+    )
+    assert [each.id for each in mariadb.behind(facts, facts.transactions[0])] == [2, 3]
+    report = Report()
+    known = {"shop-1-7": Standing(kind=Kind.DECIDED, decision="commit")}
+    mariadb.judge(facts, report, cluster="shop", known=known, limit_s=60)
+    (found,) = report.findings
+    assert (found.severity, found.code) == (Severity.CRITICAL, "prepared_too_long")
+    assert "connection 8" in found.what
+    assert "shop.stock (X record)" in found.what
+    assert "XA COMMIT 'shop-1-7_rwiaduz_42','orders';" in found.todo
+
+
+def test_where_mariadb_hides_which_one_the_set_is_named():
+    known = {"shop-1-7": Standing(kind=Kind.DECIDED, decision="commit"), "shop-1-8": Standing(kind=Kind.IN_FLIGHT)}
+    facts = MariaDbFacts(
+        where="db",
+        settings=MARIADB,
+        prepared=[OURS, OURS_TOO],
+        transactions=[trx(1), trx(2, age_s=1.0), trx(3, 8)],
+        waits=[(3, 1)],
+        metadata=[(11, 70.0, "ALTER TABLE stock"), (12, 1.0, "ALTER TABLE stock")],
+    )
+    report = Report()
+    mariadb.judge(facts, report, cluster="shop", known=known, limit_s=60)
+    one, table = report.sorted()
+    assert (one.code, one.severity) == ("one_prepared_too_long", Severity.CRITICAL)
+    assert "'orders' (commit)" in one.what
+    assert "'orders' (in flight)" in one.what
+    assert (table.code, table.about) == ("waits_for_table", ("11",))
+
+
+def test_whoever_still_owns_a_branch_has_to_go_first():
+    facts = MariaDbFacts(where="db", settings=MARIADB, prepared=[OURS], transactions=[trx(1, 42)])
+    report = Report()
+    mariadb.judge(facts, report, cluster="shop", known={"shop-1-7": Standing(kind=Kind.UNKNOWN)}, limit_s=60)
+    assert "first KILL 42" in report.findings[0].todo
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "severity"),
+    [
+        ({"innodb_flush_log_at_trx_commit": "0"}, "flush_off", Severity.CRITICAL),
+        ({"log_bin": "ON"}, "binlog_not_synced", Severity.CRITICAL),
+        ({"legacy_xa_rollback_at_disconnect": "ON"}, "lost_at_disconnect", Severity.CRITICAL),
+        ({"wsrep_on": "ON"}, "galera", Severity.CRITICAL),
+        ({"innodb_doublewrite": "OFF"}, "torn_pages", Severity.WARNING),
+        ({"read_only": "ON"}, "read_only", Severity.WARNING),
+    ],
+)
+def test_dangerous_settings_of_mariadb(settings, code, severity):
+    facts = MariaDbFacts(
+        where="db", settings={**MARIADB, **settings}, prepared=[OURS], transactions=[trx(1, age_s=1.0)]
+    )
+    report = Report()
+    mariadb.judge(facts, report, cluster="shop", known={}, limit_s=60)
+    assert [(each.code, each.severity) for each in report.findings] == [(code, severity)]
+
+
+async def test_a_mariadb_that_does_not_answer_was_not_seen_and_its_dsn_is_not_repeated():
+    for dsn in ("nonsense://ann:secret@x", "mariadb://ann:secret@127.0.0.1:1/x"):
+        facts = await mariadb.look("db", dsn)
+        assert facts.trouble
+        assert "secret" not in facts.trouble
+        report = Report()
+        mariadb.judge(facts, report, cluster="shop", known={}, limit_s=60)
+        assert report.status is Status.NOT_SEEN
