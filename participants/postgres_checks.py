@@ -30,7 +30,7 @@ async def check(connection: Any, settings: PreparedSettings, *, accept_unsafe: b
         raise Unfit(f"PostgreSQL {version} is too old: {OLDEST_VERSION} or newer is needed")
     names = (
         *("max_prepared_transactions", "fsync", "full_page_writes", "synchronous_commit", "transaction_read_only"),
-        *("server_encoding", "max_connections", "client_connection_check_interval"),
+        *("server_encoding", "max_connections", "superuser_reserved_connections", "client_connection_check_interval"),
     )
     shown = {name: str(await connection.fetchval("SELECT current_setting($1)", name)) for name in names}
     slots = int(shown["max_prepared_transactions"])
@@ -44,6 +44,15 @@ async def check(connection: Any, settings: PreparedSettings, *, accept_unsafe: b
             "max_prepared_transactions is %d, below the %d branches that may work at once: more are refused",
             slots,
             settings.work_connections,
+        )
+    room = int(shown["max_connections"]) - int(shown["superuser_reserved_connections"])
+    connections = settings.work_connections + settings.finish_connections
+    if room < connections:
+        # Commits would wait for what the branches that wait for them hold.
+        raise Unfit(
+            f"max_connections is {shown['max_connections']}, and this participant may open {connections}: as a "
+            f"superuser run ALTER SYSTEM SET max_connections = {2 * connections}; and restart PostgreSQL, or give it "
+            "fewer (work_connections)"
         )
     if shown["transaction_read_only"] == "on":
         raise Unfit("this PostgreSQL only reads: it is a standby, or default_transaction_read_only is on")

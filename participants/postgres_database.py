@@ -2,16 +2,21 @@
 
 The messages of a branch that goes well, besides the operation's own statements:
 
-    RESET ALL; BEGIN; SET LOCAL application_name TO '<branch>'        one round trip
-    EXECUTE outlast_mark(...); PREPARE TRANSACTION '<branch>'         one round trip, one sync
-    COMMIT PREPARED '<branch>'                                        one round trip, one sync
+    RESET ALL; BEGIN; SET LOCAL application_name TO '<branch>'                      one round trip
+    RESET ROLE; EXECUTE outlast_mark(...); PREPARE TRANSACTION '<branch>'           one round trip, one sync
+    COMMIT PREPARED '<branch>'                                                      one round trip, one sync
 
 The session bears the branch's name exactly as long as its transaction lasts. That names the zombies, should the client
 die; and as PostgreSQL reports every change of an application_name, it also tells, for nothing, whether the operation
 has ended the transaction that it was given.
 
-A branch that changed nothing has no transaction id. It is not prepared, which would cost two syncs, but committed
-without waiting for any, with a read-only row as its only change.
+PostgreSQL lets only the user finish a branch who was current when it was prepared, so an operation's SET ROLE ends
+before the marker.
+
+A branch that changed nothing has no transaction id. It is not prepared, which would cost two syncs, but rolled back,
+and with it what is no change and would be heard of all the same (NOTIFY); its read-only row is a transaction of its
+own, which waits for no sync. Under SERIALIZABLE what was read is only true once it was committed, so there the row is
+the only change of the same transaction, which is committed.
 """
 
 import asyncio
@@ -59,6 +64,12 @@ _log = logging.getLogger(__name__)
 
 _GRACE_S: Final = 1.0
 """Beyond what the server allows a statement, before a connection is given up."""
+
+_OWN_USER: Final = "RESET SESSION AUTHORIZATION; RESET ROLE"
+
+_WHAT_IT_WAS: Final = (
+    "SELECT pg_current_xact_id_if_assigned() IS NOT NULL, current_setting('transaction_isolation') = 'serializable'"
+)
 
 _BUSY_TRIES: Final = 6
 _BUSY_PAUSE_S: Final = 0.01
@@ -206,12 +217,14 @@ class PostgresDatabase(PreparedDatabase):
         if within_s < self._settings.lock_within_s:
             begin += f"; SET LOCAL lock_timeout TO {max(1, int(within_s * 1000))}"
         branch = PostgresBranch(message.gid, message.branch, connection)
-        result, wrote = await self._operate(connection, branch, begin, message, within_s)
+        result, wrote, serializable = await self._operate(connection, branch, begin, message, within_s)
         values = f"{literal(gid.cluster)}, {gid.number}, {literal(message.branch)}, {literal(result)}"
         if wrote:
-            last, wanted = f"EXECUTE outlast_mark({values}); PREPARE TRANSACTION '{name}'", "PREPARE TRANSACTION"
+            last = f"{_OWN_USER}; EXECUTE outlast_mark({values}); PREPARE TRANSACTION '{name}'"
+            wanted = "PREPARE TRANSACTION"
         else:
-            last = f"SET LOCAL synchronous_commit TO off; EXECUTE outlast_keep({values}); COMMIT"
+            last = _OWN_USER if serializable else f"ROLLBACK; {begin}"
+            last += f"; SET LOCAL synchronous_commit TO off; EXECUTE outlast_keep({values}); COMMIT"
             wanted = "COMMIT"
         try:
             tag = await connection.execute(last)
@@ -233,8 +246,11 @@ class PostgresDatabase(PreparedDatabase):
 
     async def _operate(
         self, connection: Any, branch: PostgresBranch, begin: str, message: Prepare, within_s: float
-    ) -> tuple[str | None, bool]:
-        """The operation's result, and whether it changed anything. Raises `Refuse`: nothing is prepared yet."""
+    ) -> tuple[str | None, bool, bool]:
+        """The operation's result, whether it changed anything, and whether it must be committed to have been true.
+
+        Raises `Refuse`: nothing is prepared yet.
+        """
         about = f"branch {message.branch} of {message.gid}"
         try:
             await connection.execute(begin)
@@ -247,9 +263,7 @@ class PostgresDatabase(PreparedDatabase):
             branch.end()
             if await self._has_ended(connection, session, about):
                 raise Refuse("transaction_ended: the operation ended the transaction that it was given")
-            wrote = branch.wrote or bool(
-                await connection.fetchval("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
-            )
+            wrote, serializable = (True, False) if branch.wrote else await connection.fetchrow(_WHAT_IT_WAS)
         except asyncpg.PostgresError as error:
             if is_loss(error):
                 connection.terminate()
@@ -275,7 +289,7 @@ class PostgresDatabase(PreparedDatabase):
             branch.end()
         if result is not None and len(result) > self._settings.result_limit_bytes:
             raise Refuse(f"result_too_large: {len(result)} bytes, at most {self._settings.result_limit_bytes}")
-        return result, wrote
+        return result, wrote, serializable
 
     async def _has_ended(self, connection: Any, session: str, about: str) -> bool:
         """Has the operation ended its branch's transaction? Then part of it may be committed, for good."""

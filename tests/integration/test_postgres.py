@@ -429,6 +429,47 @@ async def test_a_branch_that_another_user_prepared_is_an_alarm(bench, postgres):
     assert await bench.abort(gid) == acked(gid)
 
 
+@pytest.mark.parametrize("how", ["SET LOCAL ROLE", "SET ROLE"])
+async def test_what_an_operation_did_in_another_role_is_still_the_participant_s_to_finish(dsn, postgres, how):
+    plain, role = (f"user_{uuid.uuid4().hex[:8]}" for _ in range(2))
+    async with bench_on(dsn) as owner:
+        await owner.other.execute(
+            f"CREATE USER {plain}; CREATE ROLE {role}; GRANT {role} TO {plain};"
+            f" GRANT USAGE ON SCHEMA public TO {plain}, {role}; GRANT ALL ON account TO {role};"
+            f" GRANT ALL ON outlast_branches, outlast_horizons TO {plain}"
+        )
+        bench = PostgresBench(postgres.dsn("test", user=plain))
+        bench.other = owner.other
+        await bench.start()
+        gid, aborted, read = bench.gid(), bench.gid(), bench.gid()
+        for each, change in ((gid, UPDATE), (aborted, UPDATE.replace("ann", "bob"))):
+            vote = await bench.prepare(each, op="sql", statements=[f"{how} {role}", change])
+            assert vote == prepared(each, None)
+        vote = await bench.prepare(read, op="sql", statements=[f"{how} {role}", "SELECT * FROM account"])
+        assert isinstance(vote, ReadOnly)
+        # A restart finds them: they are listed as this user's own.
+        assert {each.gid for each in await bench.restart()} == {gid, aborted}
+        assert await bench.commit(gid) == acked(gid)
+        assert await bench.abort(aborted) == acked(aborted)
+        assert (await bench.balance("ann"), await bench.balance("bob")) == (0, 100)
+        await bench.stop()
+
+
+@pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+async def test_a_branch_that_changed_nothing_is_heard_of_by_nobody(bench, isolation):
+    """Under SERIALIZABLE it has to be committed for its reads to be true; that is told in the manual."""
+    heard = []
+    await bench.other.add_listener("news", lambda *told: heard.append(told[-1]))
+    begin = f"SET TRANSACTION ISOLATION LEVEL {isolation}"
+    vote = await bench.prepare(gid := bench.gid(), op="sql", statements=[begin, "NOTIFY news, 'escaped'"])
+    assert isinstance(vote, ReadOnly)
+    assert await bench.rows() == {(gid, "b"): "read_only"}
+    # The server tells in the order of commits, so this one is heard of last.
+    await bench.other.execute("NOTIFY news, 'end'")
+    await eventually(lambda: "end" in heard, "the last is heard")
+    assert heard == (["escaped", "end"] if isolation == "SERIALIZABLE" else ["end"])
+
+
 async def test_what_somebody_ended_by_hand_is_an_alarm_or_the_truth(bench, caplog):
     rolled_back, committed = bench.gid(), bench.gid()
     await bench.prepare(rolled_back)
@@ -655,6 +696,13 @@ async def test_a_server_that_is_not_fit_is_told_what_to_change():
 @operations.operation("setting")
 async def setting(branch: PostgresBranch) -> None:
     raise Refuse(f"synchronous_commit is {await branch.fetchval('SHOW synchronous_commit')}")
+
+
+async def test_a_server_with_too_few_connections_is_told_what_to_change(dsn):
+    manager = PostgresManager(dsn, operations, settings=PreparedSettings(work_connections=190))
+    with pytest.raises(Unfit, match="may open 206: as a superuser run ALTER SYSTEM SET max_connections = 412"):
+        await manager.open()
+    await manager.close()
 
 
 async def test_what_cannot_be_connected_with_is_told_without_its_password(dsn):
