@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-upgrade check bench bench-failover bench-start soak-age lock clean help
+.PHONY: demo test test-upgrade check simulate bench bench-failover bench-start soak-age lock clean help
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/  -/'
@@ -40,6 +40,10 @@ bench-failover: $(READY)  ## how long it takes until all is over when the leader
 
 bench-start: $(READY)  ## how long nodes take to start that remember a million transactions
 	$(BIN)/python -m tests.bench.old_age start
+
+SEEDS ?= 1000
+simulate: $(READY)  ## the whole cluster in one process, under any faults: make simulate SEEDS=1000
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --jobs $$(nproc)
 
 MINUTES ?= 10
 soak-age: $(READY)  ## load without end for MINUTES=10: memory and disk must level off

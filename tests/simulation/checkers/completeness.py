@@ -1,0 +1,29 @@
+"""Leader completeness: what is committed is in the log of every later leader."""
+
+from typing import Any
+
+from tests.simulation.checkers.base import Checker
+
+
+class LeaderCompleteness(Checker):
+    name = "leader completeness"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._committed: dict[int, int] = {}
+        """The term of each entry that somebody has applied."""
+        self._last = 0
+
+    def applied_index(self, node: str, index: int, term: int, command: bytes, results: Any) -> None:
+        self._committed[index] = term
+        self._last = max(self._last, index)
+
+    def leads(self, node: str, life: int, term: int, journal: Any) -> None:
+        for index in range(max(journal.first_index, 2), self._last + 1):
+            wanted = self._committed.get(index)
+            if wanted is not None and journal.term_at(index) != wanted:
+                self.complain(
+                    f"{node} leads term {term} with entry {index} of term {journal.term_at(index)}; "
+                    f"it is committed in term {wanted}"
+                )
+                return

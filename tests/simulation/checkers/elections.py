@@ -1,0 +1,18 @@
+"""Election safety: a term has at most one leader, and that in one of its lives only."""
+
+from typing import Any
+
+from tests.simulation.checkers.base import Checker
+
+
+class ElectionSafety(Checker):
+    name = "election safety"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaders: dict[int, tuple[str, int]] = {}
+
+    def leads(self, node: str, life: int, term: int, journal: Any) -> None:
+        known = self.leaders.setdefault(term, (node, life))
+        if known != (node, life):
+            self.complain(f"term {term} has two leaders: {known[0]} in its life {known[1]}, {node} in its life {life}")

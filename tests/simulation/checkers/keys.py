@@ -1,0 +1,56 @@
+"""Idempotency keys are linearizable: a key is a register that is written once.
+
+Whatever comes first under a key names the transaction that all others are told of; another body is refused. Only when a
+transaction has been forgotten, by an entry of the log, may its key name another one. And what was asked for without a
+key, which clients do once, begins once: nodes repeat such a request among themselves.
+"""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from tests.simulation.checkers.base import Checker
+
+if TYPE_CHECKING:
+    from coordinator.ledger import Applied
+
+
+class Keys(Checker):
+    name = "keys"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun: dict[str, list[str]] = {}
+        """What has begun under a key, in the order of the log."""
+        self._seen: set[str] = set()
+        self._requests: dict[str, str] = {}
+        self._forgetting = False
+        self._told: dict[str, tuple[str, Any]] = {}
+
+    def applied(self, node: str, result: "Applied") -> None:
+        entry = result.entry
+        kind = type(entry).__name__
+        if kind == "Forgotten":
+            self._forgetting = True
+        if kind != "Begun" or result.verdict.name != "APPLIED" or entry.gid in self._seen:  # type: ignore[union-attr]
+            return
+        self._seen.add(entry.gid)  # type: ignore[union-attr]
+        request = json.loads(entry.branches[0].payload)["request"]  # type: ignore[union-attr]
+        asked = self._requests.setdefault(request, entry.gid)  # type: ignore[union-attr]
+        if asked != entry.gid and not self._forgetting:  # type: ignore[union-attr]
+            self.complain(f"{request} was asked for once, and began {asked} and {entry.gid}")  # type: ignore[union-attr]
+        key = entry.key  # type: ignore[union-attr]
+        if key is None:
+            return
+        begun = self._begun.setdefault(key, [])
+        begun.append(entry.gid)  # type: ignore[union-attr]
+        if len(begun) > 1 and not self._forgetting:
+            self.complain(f"{key} names {begun}")
+
+    def named(self, client: str, key: str | None, gid: str, body: Any) -> None:
+        if key is None:
+            return
+        known = self._told.setdefault(key, (gid, body))
+        if known[0] != gid and not self._forgetting:
+            self.complain(f"{client} was told that {key} names {gid}, and before that {known[0]}")
+        elif known[0] == gid and known[1] != body:
+            self.complain(f"{key} was used with two bodies, and both were told of {gid}")

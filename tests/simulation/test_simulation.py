@@ -1,0 +1,189 @@
+"""The whole cluster under any faults, a few hundred times; and what would be noticed if the code were wrong."""
+
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.simulation.checkers import CHECKERS
+from tests.simulation.faults import KINDS, NODES, Fault, Plan, draw
+from tests.simulation.machines import Machine, SimLoop
+from tests.simulation.shrink import shrink
+from tests.simulation.variants import VARIANTS
+from tests.simulation.world import Report
+
+ROOT = Path(__file__).parents[2]
+SEEDS = int(os.environ.get("OUTLAST_SEEDS", "150"))
+LASTS_AT_MOST_S = 900
+"""On a machine that has much else to do."""
+
+EFFECTS = (
+    "died in a write",
+    "doubled",
+    "failed syncs of banks",
+    "lost",
+    "lost in a cut",
+    "lost with its connection",
+    "overtaken",
+    "power cuts with something unsynced",
+    "states from a snapshot",
+    "tcp held by a cut",
+    "tcp reset after a cut",
+    "tcp segment sent again",
+    "torn writes",
+    "unsynced batches of banks lost",
+)
+
+
+def begun(*arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    command = [sys.executable, "-m", "tests.simulation", *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[dict[str, Any]]:
+    """What came of the seeds, and of the variants; the two at the same time, on a core each."""
+    processes = {
+        "seeds": begun("--seeds", str(SEEDS), "--json"),
+        "variants": begun("--variants", "--json"),
+    }
+    try:
+        output = {name: process.communicate(timeout=LASTS_AT_MOST_S) for name, process in processes.items()}
+        variants = [json.loads(line) for line in output["variants"][0].splitlines()]
+        assert processes["seeds"].returncode == 0, output["seeds"][1][-2000:]
+        yield {
+            "seeds": json.loads(output["seeds"][0]),
+            "variants": {each["variant"]: each["caught"] for each in variants},
+            "errors": output["variants"][1][-2000:],
+        }
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.timeout(LASTS_AT_MOST_S)
+def test_nothing_is_wrong_under_any_faults(runs: dict[str, Any]) -> None:
+    found = runs["seeds"]["found"]
+    assert not found, f"python -m tests.simulation --seed {next(iter(found))} --trace shows it: {found}"
+    assert runs["seeds"]["seeds"] == SEEDS
+
+
+@pytest.mark.timeout(LASTS_AT_MOST_S)
+def test_the_disasters_happen(runs: dict[str, Any]) -> None:
+    counts = runs["seeds"]["counts"]
+    assert [effect for effect in (*EFFECTS, *[f"fault: {kind}" for kind in KINDS]) if not counts.get(effect)] == []
+    assert runs["seeds"]["leaders"] > 2 * SEEDS
+    assert runs["seeds"]["committed"] > 20 * SEEDS
+    assert runs["seeds"]["transactions"] > runs["seeds"]["committed"] + SEEDS
+
+
+@pytest.mark.timeout(LASTS_AT_MOST_S)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_is_wrong_is_noticed(runs: dict[str, Any], name: str) -> None:
+    assert set(runs["variants"].get(name, ())) == set(VARIANTS[name].caught_by), runs["errors"]
+
+
+def test_every_checker_has_something_to_notice() -> None:
+    noticing = {who for variant in VARIANTS.values() for who in variant.caught_by}
+    assert {checker.name for checker in CHECKERS} | {"progress", "defect"} == noticing
+
+
+@pytest.mark.timeout(LASTS_AT_MOST_S)
+def test_a_seed_is_one_run_byte_for_byte() -> None:
+    processes = [begun("--seed", "3", "--fine") for _ in range(2)]
+    traces = [process.communicate(timeout=LASTS_AT_MOST_S)[0] for process in processes]
+    assert traces[0] == traces[1]
+    assert traces[0].count("\n") > 1000
+
+
+def test_a_plan_depends_on_its_seed_alone() -> None:
+    assert draw(7) == draw(7) != draw(8)
+    assert all(0 < fault.at_s < draw(7).heal_s for fault in draw(7).faults)
+
+
+def test_what_is_not_needed_for_a_failure_is_taken_out() -> None:
+    faults = tuple(Fault(at_s=at_s, kind="kill", who=NODES[at_s % 3]) for at_s in range(12))
+    tried = []
+
+    def run(plan: Plan) -> Report:
+        tried.append(plan)
+        wrong = {3, 8} <= {fault.at_s for fault in plan.faults}
+        complaints = ["sums: wrong"] if wrong else ["locks: another matter"]
+        return Report(seed=0, complaints=complaints, virtual_s=0.0, transactions=0, committed=0, leaders=0, counts={})
+
+    plan, report = shrink(Plan(faults=faults, heal_s=20.0, left_out="n1"), run)
+    assert [fault.at_s for fault in plan.faults] == [3, 8]
+    assert not plan.left_out
+    assert report.complaints == ["sums: wrong"]
+    assert len(tried) < 60
+
+
+# The machines themselves.
+
+
+@pytest.fixture
+def loop() -> Iterator[SimLoop]:
+    loop = SimLoop(random.Random(0))
+    yield loop
+    loop.finish([])
+
+
+def passed(loop: SimLoop, until_s: float) -> None:
+    done = loop.create_future()
+    loop.call_at(until_s, done.set_result, None)
+    loop.run_until_complete(done)
+
+
+def test_a_dead_machine_does_nothing_more(loop: SimLoop) -> None:
+    machine = Machine(loop, "n1", "127.0.0.1")
+    heard: list[str] = []
+
+    async def work() -> None:
+        try:
+            while True:
+                await asyncio.sleep(1)
+                heard.append("alive")
+        finally:
+            heard.append("a farewell")
+
+    loop.create_task(work(), context=machine.begin().context)
+    passed(loop, 2.5)
+    machine.end(power=False)
+    passed(loop, 9.0)
+    assert heard == ["alive", "alive"]
+
+
+def test_a_paused_machine_catches_up(loop: SimLoop) -> None:
+    machine = Machine(loop, "n1", "127.0.0.1")
+    heard: list[float] = []
+    context = machine.begin().context
+    for at_s in (1.0, 2.0, 3.0):
+        loop.call_at(at_s, lambda: heard.append(loop.time()), context=context)
+    loop.call_at(0.5, machine.pause)
+    loop.call_at(2.5, machine.go_on)
+    passed(loop, 4.0)
+    assert heard == [2.5, 2.5, pytest.approx(3.0)]
+
+
+def test_a_fast_clock_rings_early(loop: SimLoop) -> None:
+    machine = Machine(loop, "n1", "127.0.0.1")
+    machine.drift(2.0)
+    rang: list[tuple[float, float]] = []
+
+    def ring() -> None:
+        rang.append((loop.time(), loop.now_s))
+
+    machine.begin().context.run(loop.call_later, 10.0, ring)
+    passed(loop, 20.0)
+    assert rang == [(pytest.approx(10.0), pytest.approx(5.0))]
