@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-upgrade check simulate bench bench-failover bench-start soak-age lock clean help
+.PHONY: demo test test-upgrade check simulate bench bench-failover bench-start soak-age soak lock clean help
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/  -/'
@@ -48,6 +48,10 @@ simulate: $(READY)  ## the whole cluster in one process, under any faults: make 
 MINUTES ?= 10
 soak-age: $(READY)  ## load without end for MINUTES=10: memory and disk must level off
 	$(BIN)/python -m tests.bench.old_age soak --minutes $(MINUTES)
+
+SEED ?= 1
+soak: $(READY)   ## everything that can fail, for MINUTES=10 from SEED=1, and a verdict; a report in soak-SEED/
+	$(BIN)/outlast chaos --minutes $(MINUTES) --seed $(SEED) --report soak-$(SEED)
 
 lock: $(READY)   ## write constraints.txt anew from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt

@@ -87,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     _add_copy_commands(commands)
     _add_certs_command(commands)
     _add_demo_command(commands)
+    _add_chaos_command(commands)
     return root
 
 
@@ -486,6 +487,28 @@ def _add_demo_command(commands: "_Commands[argparse.ArgumentParser]") -> None:
     demo.add_argument("--no-contrast", action="store_true", help="leave out the same crash without replication")
     demo.add_argument("--keep", action="store_true", help="keep the folder with data and logs, and say where it is")
     _json(demo)
+
+
+def _add_chaos_command(commands: "_Commands[argparse.ArgumentParser]") -> None:
+    chaos = _command(
+        commands,
+        "chaos",
+        "chaos:chaos",
+        "put a cluster of its own through everything that can fail, and judge it",
+        "outlast chaos --minutes 2 --seed 7",
+        "outlast chaos --minutes 10 --faults kill,pause,cut --report monday",
+    )
+    chaos.add_argument("--minutes", type=_seconds, default=2.0, metavar="N", help="of load and faults (%(default)g)")
+    chaos.add_argument("--seed", type=_positive, default=1, metavar="N", help="what happens when (%(default)s)")
+    chaos.add_argument(
+        "--faults",
+        default="kill,pause,cut,slow,disk,clock",
+        metavar="KINDS",
+        help="of %(default)s, which is what happens unless told otherwise",
+    )
+    chaos.add_argument("--rate", type=_seconds, default=20.0, metavar="N", help="orders per second (%(default)g)")
+    chaos.add_argument("--report", type=Path, metavar="DIR", help="an empty or new folder for history and report")
+    _json(chaos)
 
 
 # ------------------------------------------------------------------------------------------------ words and numbers

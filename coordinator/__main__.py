@@ -10,7 +10,7 @@ from pathlib import Path
 
 import uvloop
 
-from cluster.replication.clock import SystemClock
+from cluster.replication.clock import Clock, SystemClock
 from cluster.replication.log import CannotStart, OnFatal, ReplicatedLog
 from cluster.replication.raft import RaftLog
 from cluster.replication.raft_journal import file_journal
@@ -26,20 +26,21 @@ from coordinator.tls import Tls, identifier
 _log = logging.getLogger("coordinator")
 
 
-def run(config: NodeConfig, *, rejoin: bool = False) -> int:
+def run(config: NodeConfig, *, rejoin: bool = False, clock: Clock | None = None) -> int:
     """Run the node until SIGTERM or SIGINT. Exit status: 0 after a graceful stop, 1 when it could not go on.
 
-    rejoin: its disk is lost, and it comes back empty. Raises `ConfigError` when a certificate or key will not do.
-    SIGHUP reads them anew.
+    rejoin: its disk is lost, and it comes back empty. clock: None: the system's. Raises `ConfigError` when a
+    certificate or key will not do. SIGHUP reads them anew.
     """
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
     limits = replace(config.limits, max_connections=make_room(config.limits.max_connections))
-    return uvloop.run(_serve(replace(config, limits=limits), Tls.load(config), rejoin=rejoin))
+    config = replace(config, limits=limits)
+    return uvloop.run(_serve(config, Tls.load(config), clock or SystemClock(), rejoin=rejoin))
 
 
-async def _serve(config: NodeConfig, tls: Tls, *, rejoin: bool) -> int:
+async def _serve(config: NodeConfig, tls: Tls, clock: Clock, *, rejoin: bool) -> int:
     over = asyncio.Event()
     fatal: list[BaseException] = []
 
@@ -57,7 +58,7 @@ async def _serve(config: NodeConfig, tls: Tls, *, rejoin: bool) -> int:
         _log.critical("node %s cannot start: --rejoin is for one of several, and there is no other", config.node)
         return 1
     config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    node = Node(config, _make_log(config, stop, tls, rejoin=rejoin), SystemClock(), tls=tls)
+    node = Node(config, _make_log(config, stop, tls, rejoin=rejoin), clock, tls=tls)
     try:
         claim(config)
         await node.start()

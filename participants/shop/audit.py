@@ -104,6 +104,31 @@ def order_ids(data_dir: str | os.PathLike[str]) -> dict[str, str]:
     return dict(rows)
 
 
+def marks(data_dir: str | os.PathLike[str]) -> dict[str, dict[str, str]]:
+    """What transactions have left: by service, the gid of every order id. Raises what `audit` raises."""
+    folder = Path(data_dir)
+    tables = {"inventory": "reservation", "payments": "charge", "orders": "purchase"}
+    found = {}
+    for service, table in tables.items():
+        _, (rows,) = _read(folder, service, f"SELECT order_id, gid FROM {table}")  # noqa: S608  # our own words
+        found[service] = dict(rows)
+    return found
+
+
+def locks(data_dir: str | os.PathLike[str]) -> dict[str, int]:
+    """How much each database holds locked for branches: rows of locks, or branches. Raises what `audit` raises."""
+    folder = Path(data_dir)
+    found = {}
+    for service in _FILES:
+        if dsn_of(folder, service) is not None:
+            doubt, _ = _read(folder, service)
+            found[service] = len(doubt)
+        else:
+            doubt, (rows,) = _read(folder, service, "SELECT 1 FROM outlast_lock")
+            found[service] = len(doubt) + len(rows)
+    return found
+
+
 def _look(folder: Path) -> _Look:
     doubt, (stock, reservations) = _read(
         folder,

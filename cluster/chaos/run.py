@@ -1,0 +1,245 @@
+"""One run from beginning to end: load and faults, then rest, then every look and every check."""
+
+import asyncio
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from cluster.chaos import disks
+from cluster.chaos.checks import CHECKS
+from cluster.chaos.faults import Nemesis
+from cluster.chaos.history import History, Recorder, few
+from cluster.chaos.load import Load, balances_cents, stock
+from cluster.chaos.plan import KINDS, make_plan
+from cluster.chaos.report import write_report
+from cluster.chaos.stage import ON_SERVER, SERVICES, Stage, has_postgres
+from cluster.chaos.watch import Watch
+from cluster.process import ProcessTrouble
+
+BOUND_S: Final = 30.0
+"""A branch may be prepared for so long while all is well: a timeout, an election, a start, on a busy machine."""
+
+MAX_MINUTES: Final = 30.0
+"""Longer runs would forget their first transactions. For more, take another seed."""
+
+RETENTION_S: Final = 900.0 - 300.0
+"""Nodes remember a transaction for 900 s by their calendars, which are set by up to 300 s."""
+
+_REST_S: Final = 90.0
+_LEADER_S: Final = 60.0
+_BAD_LINE: Final = re.compile(r"^Traceback \(most recent call last\)|^Fatal Python error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What may be chosen. kinds: of faults. per_s: orders begun, at the most. modules: see `Stage`."""
+
+    minutes: float = 2.0
+    seed: int = 1
+    kinds: Sequence[str] = KINDS
+    per_s: float = 20.0
+    bound_s: float = BOUND_S
+    modules: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a run came to.
+
+    complaints: by check, those that failed only. trouble: what kept the run from its end; None: nothing did.
+    impossible: faults that could not be tried on this machine, and why. counts: figures for people.
+    """
+
+    seed: int
+    ok: bool
+    complaints: Mapping[str, Sequence[str]]
+    trouble: str | None
+    impossible: Mapping[str, str]
+    counts: Mapping[str, Any]
+
+    def to_plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def possible(kinds: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Of `kinds`: what this machine can do, and why it cannot do the rest."""
+    why: dict[str, str] = {}
+    if "disk" in kinds and (reason := disks.why_not()) is not None:
+        why["disk"] = reason
+    return [kind for kind in kinds if kind not in why], why
+
+
+async def run(options: Options, report: Path, tell: Callable[[str], None]) -> Verdict:
+    """Run, check, and write `report`: the history, a page with a picture, the verdict; the evidence when it fails.
+
+    tell: hears in words what happens. Raises `ProcessTrouble` when `report` holds something already.
+    """
+    _make_empty(report)
+    kinds, impossible = possible(options.kinds)
+    postgres = has_postgres()
+    if postgres is not None:
+        impossible["postgres"] = postgres
+    for what, why in impossible.items():
+        tell(f"not possible here: {what}: {why}")
+    folder = Path(tempfile.mkdtemp(prefix="outlast-chaos-"))
+    trouble: str | None = None
+    bad_lines: list[str] = []
+
+    def look_at_logs() -> None:
+        # While disks that are about to be unmounted are still there.
+        bad_lines.extend(_bad_lines(folder))
+        if trouble is not None or bad_lines or _judge(recorder.history(), bad_lines):
+            _keep(folder, report / "evidence")
+
+    try:
+        with Recorder(report / "history.jsonl") as recorder:
+            stage = Stage(
+                folder,
+                stock=stock(),
+                balances_cents=balances_cents(),
+                postgres=postgres is None,
+                disks="disk" in kinds,
+                modules=options.modules,
+                on_end=look_at_logs,
+            )
+            try:
+                await _run(stage, recorder, options, kinds, tell)
+            except (ProcessTrouble, OSError) as error:
+                trouble = f"{type(error).__name__}: {error}"
+            except BaseExceptionGroup as errors:
+                trouble = "; ".join(f"{type(each).__name__}: {each}" for each in _leaves(errors))
+            complaints = _judge(recorder.history(), bad_lines)
+            verdict = Verdict(
+                seed=options.seed,
+                ok=not complaints and trouble is None,
+                complaints={name: few(found) for name, found in complaints.items()},
+                trouble=trouble,
+                impossible=impossible,
+                counts=_counts(recorder.history()),
+            )
+            write_report(report / "report.html", recorder.history(), verdict.to_plain())
+            (report / "verdict.json").write_text(json.dumps(verdict.to_plain(), indent=1) + "\n")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return verdict
+
+
+async def _run(
+    stage: Stage, recorder: Recorder, options: Options, kinds: Sequence[str], tell: Callable[[str], None]
+) -> None:
+    tell("starting three nodes and three services")
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(stage)
+        caller = await stack.enter_async_context(stage.cluster.caller())
+        seconds = options.minutes * 60.0
+        recorder.note(
+            "run",
+            seed=options.seed,
+            seconds=seconds,
+            nodes=list(stage.cluster.nodes),
+            participants={name: "postgres" if name == ON_SERVER and stage.servers else "sqlite" for name in SERVICES},
+            bound_s=options.bound_s,
+            retention_s=RETENTION_S,
+        )
+        plan = make_plan(options.seed, seconds=seconds, kinds=kinds, participants=SERVICES, servers=list(stage.servers))
+        tell(f"seed {options.seed}: {len(plan)} faults in {seconds:g} s")
+        watch = Watch(stage, caller, recorder)
+        nodes = dict(zip(stage.cluster.nodes, stage.cluster.urls, strict=True))
+        load = Load(caller, nodes, recorder, options.seed, per_s=options.per_s)
+        nemesis = Nemesis(stage, recorder, plan, options.seed, tell)
+        watching = [asyncio.create_task(watch.leader()), *(asyncio.create_task(watch.prepared(n)) for n in SERVICES)]
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(load.run())
+                began_s = recorder.now_s
+                await nemesis.run(began_s)
+                await asyncio.sleep(max(0.0, began_s + seconds - recorder.now_s))
+                tell("all is healed; everyone waits for the last answer")
+                load.stop(patience_s=_REST_S)
+            leader = await stage.cluster.wait_for_leader(within_s=_LEADER_S)
+            recorder.note("rest")
+            await watch.until_none_is_prepared(within_s=_REST_S)
+        finally:
+            for task in watching:
+                task.cancel()
+            ended = await asyncio.gather(*watching, return_exceptions=True)
+        for outcome in ended:
+            if isinstance(outcome, Exception):
+                raise outcome
+        tell("at rest: every node and every database is asked")
+        await watch.probe(load.used, leader.url)
+        await watch.final(event["gid"] for event in recorder.events if event.get("gid") is not None)
+        await watch.until_none_is_prepared(within_s=_REST_S)
+        await watch.databases(stage.shop)
+
+
+def _make_empty(report: Path) -> None:
+    try:
+        report.mkdir(parents=True, exist_ok=True)
+        full = any(report.iterdir())
+    except OSError as error:
+        raise ProcessTrouble(f"{report} cannot be used: {error.strerror}; name another folder with --report") from error
+    if full:
+        raise ProcessTrouble(f"{report} is not empty; name another folder with --report, or remove it")
+
+
+def _judge(history: History, bad_lines: Sequence[str]) -> dict[str, list[str]]:
+    """Complaints by check."""
+    if not any(True for _ in history.of("run")):
+        return {"answered": ["the run did not begin"]}
+    found = {name: check(history) for name, (_, check) in CHECKS.items()}
+    if bad_lines:
+        found["logs"] = [*bad_lines]
+    return {name: complaints for name, complaints in found.items() if complaints}
+
+
+def _bad_lines(folder: Path) -> list[str]:
+    """What no process should ever write, and where it stands."""
+    found = []
+    for log in sorted(folder.rglob("log.txt")):
+        for number, line in enumerate(log.read_text(errors="replace").splitlines(), 1):
+            if _BAD_LINE.match(line):
+                found.append(f"{log.relative_to(folder)}:{number}: {line}")
+    return found
+
+
+def _keep(folder: Path, evidence: Path) -> None:
+    """Logs, databases and journals. What fills disks is left out."""
+    shutil.copytree(
+        folder, evidence, dirs_exist_ok=True, ignore=shutil.ignore_patterns("ballast"), ignore_dangling_symlinks=True
+    )
+
+
+def _leaves(errors: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for each in errors.exceptions:
+        found += _leaves(each) if isinstance(each, BaseExceptionGroup) else [each]
+    return found
+
+
+def _counts(history: History) -> dict[str, Any]:
+    """Figures for people."""
+    outcomes: dict[str, set[str]] = {}
+    for asked, answer in history.requests():
+        if answer is not None:
+            outcomes.setdefault(answer["outcome"], set()).add(asked["key"])
+    faults: dict[str, int] = {}
+    for event in history.of("began"):
+        faults[event["kind"]] = faults.get(event["kind"], 0) + 1
+    leaders = [event for event in history.of("leader") if event["node"] is not None]
+    return {
+        "orders": len({asked["key"] for asked, _ in history.requests()}),
+        "requests": sum(1 for _ in history.of("asked")),
+        "committed": len(outcomes.get("committed", ())),
+        "aborted": len(outcomes.get("aborted", ())),
+        "keys_refused": len(outcomes.get("reused", ())),
+        "faults": faults,
+        "changes_of_leader": max(0, len({event["epoch"] for event in leaders}) - 1),
+    }

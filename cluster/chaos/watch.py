@@ -1,0 +1,167 @@
+"""Who looks on while a run lasts, and who looks at everything when it is over."""
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from cluster.calls import Caller, Unreachable
+from cluster.chaos.history import Recorder
+from cluster.chaos.load import order_of, seen
+from cluster.chaos.stage import Stage
+from participants.shop.audit import audit, locks, marks
+
+LOOK_S: Final = 0.25
+"""Between looks at who leads, and at what is prepared."""
+
+_ASK_S: Final = 2.0
+_AT_ONCE: Final = 24
+_FINAL_S: Final = 300.0
+_PAGES: Final = 1_000
+_PROBES: Final = 24
+_PROBE_TRIES: Final = 20
+
+
+class Watch:
+    """Looks at `stage`, and notes what it sees. `caller` reaches the nodes."""
+
+    def __init__(self, stage: Stage, caller: Caller, recorder: Recorder) -> None:
+        self._stage, self._caller, self._recorder = stage, caller, recorder
+
+    async def leader(self) -> None:
+        """Who leads, until this is cancelled."""
+        before: tuple[str | None, int | None] | None = None
+        while True:
+            found = await self._stage.cluster.leader()
+            now = (None, None) if found is None else (found.node, found.epoch)
+            if now != before:
+                before = now
+                self._recorder.note("leader", node=now[0], epoch=now[1])
+            await asyncio.sleep(LOOK_S)
+
+    async def prepared(self, name: str) -> None:
+        """What a service holds prepared, until this is cancelled."""
+        while True:
+            await self._prepared(name)
+            await asyncio.sleep(LOOK_S)
+
+    async def _prepared(self, name: str) -> list[str] | None:
+        gids: list[str] | None = None
+        try:
+            answer = await self._caller.once("GET", f"{self._stage.services[name].url}/branches", within_s=_ASK_S)
+        except Unreachable:
+            pass  # it is killed or paused, and nothing can be said of it
+        else:
+            if answer.status == 200:
+                gids = sorted({row["gid"] for row in answer.body["branches"]})
+        self._recorder.note("prepared", participant=name, gids=gids)
+        return gids
+
+    async def until_none_is_prepared(self, *, within_s: float) -> bool:
+        """Look until nothing is prepared anywhere; whether it came so far in time."""
+        until_s = self._recorder.now_s + within_s
+        while True:
+            found = await asyncio.gather(*(self._prepared(name) for name in self._stage.services))
+            if all(gids == [] for gids in found):
+                return True
+            if self._recorder.now_s > until_s:
+                return False
+            await asyncio.sleep(LOOK_S)
+
+    # -------------------------------------------------------------------------------------------- at rest
+
+    async def probe(self, used: Iterable[tuple[str, str]], node_url: str) -> None:
+        """Order once more what was ordered, of whom it was ordered by: nothing may be locked."""
+        for number, (sku, account) in enumerate(_share(used)):
+            outcome, detail = "unanswered", None
+            for tries in range(_PROBE_TRIES):
+                key = f"probe-{number}-{tries}"
+                self._recorder.note(
+                    "asked", op=-(number * 100 + tries + 1), client=-1, key=key, body="order", node="any"
+                )
+                try:
+                    answer = await self._caller.once(
+                        "POST",
+                        f"{node_url}/v1/transactions",
+                        body={**order_of(key, sku, account, 1), "wait": "ended"},
+                        headers={"Idempotency-Key": key},
+                        within_s=10.0,
+                    )
+                except Unreachable as error:
+                    detail = str(error)
+                    continue
+                outcome = seen(answer) if answer.status == 200 else str(answer.status)
+                detail = str(answer.body.get("reason") or answer.body.get("detail"))
+                known = {"outcome": outcome, "gid": answer.body.get("gid"), "detail": detail}
+                self._recorder.note("answered", op=-(number * 100 + tries + 1), **known)
+                if outcome == "committed":
+                    break
+                await asyncio.sleep(LOOK_S)
+            self._recorder.note("probe", what=f"{sku} by {account}", outcome=outcome, detail=detail)
+
+    async def final(self, gids: Iterable[str]) -> None:
+        """Ask every node what became of every transaction, those that nobody was told of included."""
+        known = dict.fromkeys(gids)
+        known.update(dict.fromkeys(await self._listed()))
+        nodes = dict(zip(self._stage.cluster.nodes, self._stage.cluster.urls, strict=True))
+        limit = asyncio.Semaphore(_AT_ONCE)
+        until_s = self._recorder.now_s + _FINAL_S
+
+        async def ask(node: str, gid: str) -> None:
+            async with limit:
+                while self._recorder.now_s < until_s:
+                    try:
+                        answer = await self._caller.once(
+                            "GET", f"{nodes[node]}/v1/transactions/{gid}", within_s=5 * _ASK_S
+                        )
+                    except Unreachable:
+                        continue  # it has its reasons to be slow; what is never answered is missed by the checks
+                    if answer.status in (200, 202, 404, 410):
+                        self._recorder.note("final", node=node, gid=gid, outcome=seen(answer))
+                        return
+                    await asyncio.sleep(LOOK_S)
+
+        await asyncio.gather(*(ask(node, gid) for gid in known for node in nodes))
+
+    async def _listed(self) -> list[str]:
+        """Every transaction that the leader lists."""
+        found: list[str] = []
+        after = ""
+        for _ in range(_PAGES):
+            try:
+                answer = await self._caller.anywhere("GET", f"/v1/transactions?limit=1000{after}", within_s=20.0)
+            except Unreachable:
+                break
+            if answer.status != 200:
+                break
+            found += [row["gid"] for row in answer.body["transactions"]]
+            if answer.body["next"] is None:
+                break
+            after = f"&after={answer.body['next']}"
+        return found
+
+    async def databases(self, shop: Path) -> None:
+        """Read what the databases hold."""
+        report = await asyncio.to_thread(audit, shop)
+        for participant, found in (await asyncio.to_thread(marks, shop)).items():
+            self._recorder.note("marks", participant=participant, orders=found)
+        for participant, count in (await asyncio.to_thread(locks, shop)).items():
+            self._recorder.note("locks", participant=participant, count=count)
+        goods = (report.stock_initial, report.stock_available, report.sold)
+        money = (report.balance_initial_cents, report.balance_cents, report.charged_cents)
+        for participant, (initial, left, moved) in (("inventory", goods), ("payments", money)):
+            self._recorder.note("sums", participant=participant, initial=initial, left=left, moved=moved)
+        self._recorder.note("audit", discrepancies=list(report.discrepancies))
+
+
+def _share(used: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """So many of them that each article and each account is among them, if it can be."""
+    left = sorted(set(used))
+    chosen: list[tuple[str, str]] = []
+    for place in (0, 1):
+        known = {each[place] for each in chosen}
+        for each in left:
+            if each[place] not in known and len(chosen) < (place + 1) * _PROBES:
+                known.add(each[place])
+                chosen.append(each)
+    return chosen
