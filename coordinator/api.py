@@ -262,7 +262,7 @@ class Api:
             await self._driver.wait_ended(gid, left_s)
         txn = self._ledger.get(gid)
         if txn is None:
-            raise NotFound(f"{gid} was forgotten while it was waited for")
+            raise self._driver.absent(gid)  # it was forgotten meanwhile, or a restore has shown that nobody knows
         far_enough = wait == "none" or (wait == "decided" and txn.decision is not None) or txn.ended_at is not None
         return self._transaction(txn, status=200 if far_enough else 202, told=told)
 
@@ -274,6 +274,7 @@ class Api:
         async def here() -> web.Response:
             if not self._driver.leading:
                 raise NotLeader("a follower may be behind")
+            self._driver.require_copy()
             found, more = self._ledger.page(
                 state=state, after=after, limit=limit, scan=self._limits.max_scan, heuristic=heuristic
             )

@@ -91,6 +91,7 @@ class Copying:
             self._backups += 1
             try:
                 await self._driver.barrier()
+                self._driver.require_copy()
                 return await self._stream(request)
             finally:
                 self._backups -= 1

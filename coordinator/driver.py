@@ -234,7 +234,7 @@ class Driver:
         Raises `NotLeader` (not begun); `OutcomeUnknown` (perhaps begun); `TooMany`, `Unprocessable`.
         """
         self._require_leading()
-        self._require_copy()
+        self.require_copy()
         if new.key is not None:
             holder = self._ledger.holder(new.key)
             if holder is not None:
@@ -306,7 +306,7 @@ class Driver:
         self._require_leading()
         txn = self._ledger.get(gid)
         if txn is None:
-            raise self._absent(gid)
+            raise self.absent(gid)
         if txn.decision is None and self._is_restored(gid):
             raise _being_found_out(gid)
         if _enlisted(txn, branch, participant):
@@ -343,7 +343,7 @@ class Driver:
         self._require_leading()
         txn = self._ledger.get(gid)
         if txn is None:
-            raise self._absent(gid)
+            raise self.absent(gid)
         if txn.decision is None and self._is_restored(gid):
             raise _being_found_out(gid)
         if txn.active and txn.has_branches(branches):
@@ -394,7 +394,7 @@ class Driver:
         self._require_leading()
         txn = self._ledger.get(gid)
         if txn is None:
-            raise self._absent(gid)
+            raise self.absent(gid)
         running = self._running.get(gid)
         if txn.decision is None and self._is_restored(gid):
             raise _being_found_out(gid)
@@ -415,7 +415,7 @@ class Driver:
         self._require_leading()
         txn = self._ledger.get(gid)
         if txn is None:
-            raise self._absent(gid)
+            raise self.absent(gid)
         if txn.decision is None and self._is_restored(gid):
             raise _being_found_out(gid)
         if _is_resolved(txn, name, outcome, self.tally(gid)):
@@ -435,7 +435,7 @@ class Driver:
         self._require_leading()
         txn = self._ledger.get(gid)
         if txn is None:
-            raise self._absent(gid)
+            raise self.absent(gid)
         if txn.kept:
             applied = await self._proposed(Acknowledged(gid=gid), 60)
             if applied.txn is None or applied.txn.kept:
@@ -453,7 +453,7 @@ class Driver:
 
         Raises `NotKnownYet`, `Gone`, `NotFound`, `NotLeader` (another node may know).
         """
-        self._require_copy()
+        self.require_copy()
         knowledge = self._ledger.knowledge(gid)
         self._revive_participants(gid)
         match knowledge:
@@ -464,7 +464,7 @@ class Driver:
             case Knowledge.UNDECIDED:
                 raise NotKnownYet(f"{gid} is not decided yet")
             case Knowledge.FORGOTTEN | Knowledge.FOREIGN:
-                raise self._absent(gid)
+                raise self.absent(gid)
             case Knowledge.ASK_LEADER:
                 return await self._settle(gid)
             case Knowledge.LOST:
@@ -503,7 +503,10 @@ class Driver:
             return NotKnownYet(f"{gid} is on its way into the log")
         return None
 
-    def _absent(self, gid: str) -> Exception:
+    def absent(self, gid: str) -> Exception:
+        """What to say of a gid that is not in the ledger."""
+        if self.awaits_copy:
+            return self._awaiting_copy()
         uncertain = self._uncertain(gid)
         if uncertain is not None:
             return uncertain
@@ -521,12 +524,12 @@ class Driver:
         txn = self._ledger.get(gid)
         if txn is not None and (txn.decision is not None or self.leading):
             return txn
-        self._require_copy()
+        self.require_copy()
         knowledge = self._ledger.knowledge(gid)
         if knowledge is not Knowledge.FOREIGN:
             # A follower may be behind: what it does not know yet the leader may.
             self._require_leading()
-        raise self._absent(gid)
+        raise self.absent(gid)
 
     async def register(self, name: str, url: str, *, batch: bool) -> Participant:
         """Register a participant, or say that it has moved or come back. Raises `NotLeader`, `TooMany`."""
@@ -546,6 +549,13 @@ class Driver:
         self._require_leading()
         if name not in self._ledger.participants:
             raise NotFound(f"no participant {name} is registered")
+        lost = self._ledger.lost
+        if lost is not None and name not in lost.without:
+            raise Conflict(
+                f"{name} may be the only one that knows what became of a transaction, and is asked after the restore; "
+                f"it stays registered until all is found out. If it is gone: `outlast restore --without {name}`",
+                code="being_found_out",
+            )
         applied = await self._proposed(Unregistered(name=name), 200)
         match applied.verdict:
             case Verdict.APPLIED | Verdict.UNCHANGED:
@@ -944,12 +954,16 @@ class Driver:
         """
         return self._config.generation > 1 and not self._ledger.epoch_base
 
-    def _require_copy(self) -> None:
+    def require_copy(self) -> None:
+        """Raises `AwaitingCopy` where nothing can be said about any transaction."""
         if self.awaits_copy:
-            raise AwaitingCopy(
-                f"this is generation {self._config.generation} of the cluster {self._config.cluster}, and it waits for "
-                "the copy that it is to go on from: `outlast restore FILE` (docs/RECOVERY.md); nothing was done"
-            )
+            raise self._awaiting_copy()
+
+    def _awaiting_copy(self) -> AwaitingCopy:
+        return AwaitingCopy(
+            f"this is generation {self._config.generation} of the cluster {self._config.cluster}, and it waits for "
+            "the copy that it is to go on from: `outlast restore FILE` (docs/RECOVERY.md); nothing was done"
+        )
 
     def require_restorable(self) -> None:
         """Raises `NotLeader`, `NotBeforeUpgrade`, and `NotEmpty` when there has been a transaction."""

@@ -458,10 +458,31 @@ async def test_a_cluster_made_anew_says_nothing_before_it_has_its_copy(world):
         assert await life.outcome(gid) == "awaiting_copy"
         assert (await life.node.submit("a")).code == "awaiting_copy"
         assert (await life.node.call("GET", f"/v1/transactions/{gid}")).code == "awaiting_copy"
+        for method, path in (
+            ("POST", f"/v1/transactions/{gid}/abort"),
+            ("POST", f"/v1/transactions/{gid}/acknowledge"),
+            ("GET", "/v1/transactions"),
+            ("GET", "/v1/backup"),
+        ):
+            assert (await life.node.call(method, path)).code == "awaiting_copy", path
         assert (await life.node.call("GET", "/v1/cluster")).json["reconciling"]
         assert (await life.status())["awaits_copy"]
         await life.restore()
         assert not (await life.status())["awaits_copy"]
+        await life.closed()
+
+
+async def test_whose_answer_is_waited_for_stays_registered(world):
+    """Unregistered, it would not be asked any more, and what only it has committed would be taken for aborted."""
+    async with Life(world) as life:
+        await life.register()
+        await life.servers[1].stop()
+        await life.restore()
+        reply = await life.node.call("DELETE", "/v1/participants/b")
+        assert (reply.status, reply.code) == (409, "being_found_out")
+        assert life.node.node.ledger.lost is not None
+        assert (await life.node.call("PUT", "/v1/reconciliation", {"without": "b"})).status == 200
+        assert (await life.node.call("DELETE", "/v1/participants/b")).status == 204
         await life.closed()
 
 
