@@ -437,6 +437,9 @@ class Api:
         return answer({"status": "ready"})
 
     async def _render_metrics(self, _request: web.Request) -> web.Response:
+        survey = await self._driver.survey()
+        self._metrics.ready.set(1 if self._is_ready() else 0)
+        self._metrics.surveyed(survey, self._ledger.participants, self._clock.wall_ms())
         return web.Response(
             body=self._metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )

@@ -75,6 +75,7 @@ from coordinator.protocol.messages import Answer, Gid, Prepare, Stamp
 from coordinator.protocol.registry import PROTOCOLS
 from coordinator.protocol.transaction import NOTHING_HEARD, Branch, Decision, Tally, Transaction
 from coordinator.protocol.two_phase import is_owed
+from coordinator.survey import Survey
 from coordinator.waiting import Waiting, waiting_for
 
 _log = logging.getLogger(__name__)
@@ -94,6 +95,9 @@ LOOK_AT_LEVELS_S: Final = 0.1
 
 LEADERLESS_S: Final = 1.5
 """When nobody has led for so long, whoever waits is told how far it is; a leader that is cut off knows after 1 s."""
+
+SURVEYED_AT_ONCE: Final = 500
+"""Transactions that are counted for the metrics before others get their turn."""
 
 FORGET_AT_ONCE: Final = 5_000
 """Transactions that one `Forgotten` removes at most, so that no node stops for long when it is applied."""
@@ -227,6 +231,23 @@ class Driver:
         if not self.leading or txn.ended_at is not None:
             return None
         return waiting_for(txn, self.tally(txn.gid), self._courier.status_of)
+
+    async def survey(self) -> Survey | None:
+        """What there is to measure of what this leader drives, looked at in bounded pieces; None on a follower."""
+        if not self.leading:
+            return None
+        survey = Survey(lanes=self.lanes())
+        for count, running in enumerate(list(self._running.values()), 1):
+            survey.add(running.txn, running.tally)
+            if count % SURVEYED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        for count, number in enumerate(self._ledger.heuristic(), 1):
+            txn = self._ledger.at(number)
+            if txn is not None and txn.heuristic is not None:
+                survey.heuristics[txn.heuristic] += 1
+            if count % SURVEYED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return survey if self.leading else None
 
     async def submit(self, new: NewTransaction) -> Transaction:
         """Begin `new`, or find the transaction that its key names. Returns once it is applied.

@@ -574,6 +574,10 @@ class Ledger:
         packed = self._table.get(number)
         return None if packed is None else _unpack(self.cluster, number, packed)
 
+    def at(self, number: int) -> Transaction | None:
+        """The transaction of this number, if it is in the table."""
+        return self._at(number)
+
     def _state_at(self, number: int) -> State:
         """The state of a transaction in the table, without unpacking it."""
         packed = self._table[number]

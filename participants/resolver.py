@@ -15,6 +15,7 @@ import itertools
 import logging
 import random
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -43,12 +44,15 @@ _OUTCOMES: Final[dict[str, type[Commit] | type[Abort]]] = {"committed": Commit, 
 
 
 class _Doubt:
-    """One prepared branch. `asked`: how many questions were put; `alarmed`: it is in the log already."""
+    """One prepared branch, since when (seconds since 1970, as far as is known here).
 
-    __slots__ = ("alarmed", "asked", "backoff_s")
+    asked: how many questions were put. alarmed: it is in the log already.
+    """
 
-    def __init__(self, backoff_s: float) -> None:
-        self.asked, self.backoff_s, self.alarmed = 0, backoff_s, False
+    __slots__ = ("alarmed", "asked", "backoff_s", "since")
+
+    def __init__(self, backoff_s: float, since: float) -> None:
+        self.asked, self.backoff_s, self.alarmed, self.since = 0, backoff_s, False, since
 
 
 class _Coordinator:
@@ -90,6 +94,11 @@ class Resolver:
         """Prepared branches, in doubt or not yet."""
         return len(self._doubts)
 
+    def oldest_s(self) -> float:
+        """For how long the oldest of them has been prepared; 0 when there is none."""
+        since = min((doubt.since for doubt in self._doubts.values()), default=None)
+        return 0.0 if since is None else max(0.0, time.time() - since)
+
     def start(self, found: Sequence[InDoubt], *, tls: ssl.SSLContext | bool = True) -> None:
         """Begins; what a restart `found` prepared is asked about at once.
 
@@ -97,7 +106,7 @@ class Resolver:
         """
         self._tls = tls
         for branch in found:
-            self._watch(BranchId(branch.gid, branch.branch), 0.0)
+            self._watch(BranchId(branch.gid, branch.branch), 0.0, branch.prepared_at)
         if self._coordinators:
             self._task = self._loop.create_task(self._run())
             # The task ends only by `stop`; if it ever failed, its branches would stay in doubt without a word.
@@ -116,7 +125,7 @@ class Resolver:
         match answer:
             case Prepared():
                 if envelope.id not in self._doubts:
-                    self._watch(envelope.id, self._settings.in_doubt_after_s)
+                    self._watch(envelope.id, self._settings.in_doubt_after_s, time.time())
             case Acked() | Refused() | ReadOnly():
                 self._doubts.pop(envelope.id, None)
             case Contradicted() if answer.state != "prepared":
@@ -129,10 +138,10 @@ class Resolver:
         for branch in prepared:
             key = BranchId(branch.gid, branch.branch)
             if key not in self._doubts:
-                self._watch(key, self._settings.in_doubt_after_s)
+                self._watch(key, self._settings.in_doubt_after_s, branch.prepared_at)
 
-    def _watch(self, key: BranchId, delay_s: float) -> None:
-        doubt = self._doubts[key] = _Doubt(self._settings.ask_backoff_s)
+    def _watch(self, key: BranchId, delay_s: float, since: float) -> None:
+        doubt = self._doubts[key] = _Doubt(self._settings.ask_backoff_s, since)
         self._push(key, doubt, delay_s)
 
     def _push(self, key: BranchId, doubt: _Doubt, delay_s: float) -> None:

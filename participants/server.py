@@ -5,6 +5,7 @@
     GET  /branches                   what is prepared and waits for its decision; ?before=GID: of older transactions
     GET  /branches?gid=...           what is on record of these transactions, in whatever state
     GET  /healthz                    alive, and how much is under way
+    GET  /metrics                    the same and more, for Prometheus
 
 The parts: `intake` turns messages into batches, the resource manager answers them, `resolver` asks about branches that
 were left in doubt, and this module translates between them and HTTP. Errors are problem+json (RFC 9457) with a `code`:
@@ -51,6 +52,7 @@ from coordinator.protocol.messages import Answer, Gid, Pending
 from participants.intake import Intake, Outcome
 from participants.listening import Crowd, Site
 from participants.manager import BranchId, Envelope, InDoubt, ResourceManager, TellsWhatItKnows, Unavailable
+from participants.metrics import Metrics
 from participants.resolver import Resolver
 from participants.settings import ServerSettings, SettingsError, is_loopback
 from participants.tls import coordinator_context, reload, server_context
@@ -111,6 +113,12 @@ class Participant:
         self._settings = settings
         self._resolver = Resolver(settings, self._finish, rng=rng)
         self._intake = Intake(manager, settings, heard=self._heard, lost=self._lost)
+        self._metrics = Metrics(
+            prepared=lambda: self._resolver.held,
+            oldest_s=self._resolver.oldest_s,
+            working=lambda: self._intake.working,
+            waiting=lambda: self._intake.waiting,
+        )
         self._unheard = False
         self._listing: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
@@ -159,13 +167,16 @@ class Participant:
                     defect = None if isinstance(error, Unavailable) else error
                     _log.warning("what is prepared cannot be listed for now: %s", error, exc_info=defect)
                 failed = True
+                self._metrics.swept(failed=True)
                 continue
             failed = False
+            self._metrics.swept(failed=False)
             self._resolver.found([each for each in listed if BranchId(each.gid, each.branch) in seen])
             seen = {BranchId(each.gid, each.branch) for each in listed}
 
     async def start(self, host: str, port: int) -> None:
         """Recovers, listens, and asks about what a crash left in doubt. Call `stop` even if this fails."""
+        self._metrics.listen()
         refuse_exposure(host, self._settings)
         self._tls = server_context(self._settings)
         trusted = coordinator_context(self._settings)
@@ -176,6 +187,7 @@ class Participant:
         app.router.add_post("/batch", self._batch)
         app.router.add_get("/branches", self._branches)
         app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/metrics", self._render_metrics)
         # aiohttp waits so long twice: for requests that are whole, and then for all, bodies that never come included.
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=self._settings.stop_within_s / 2)
         await self._runner.setup()
@@ -213,6 +225,7 @@ class Participant:
         if self._runner is not None:
             await self._runner.cleanup()
         await self._manager.close()
+        self._metrics.close()
 
     # --------------------------------------------------------------------------------------------- every request
 
@@ -367,6 +380,10 @@ class Participant:
             "waiting": self._intake.waiting,
         }
         return web.Response(body=json_bytes(body), content_type=JSON_TYPE)
+
+    async def _render_metrics(self, _request: web.Request) -> web.Response:
+        headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        return web.Response(body=self._metrics.render(), headers=headers)
 
 
 def _gid(text: str, name: str) -> Gid:

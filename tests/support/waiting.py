@@ -1,7 +1,7 @@
 """Waiting for a condition, never for a time."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 
 async def eventually(condition: Callable[[], object], *, within_s: float = 15.0) -> None:
@@ -10,6 +10,16 @@ async def eventually(condition: Callable[[], object], *, within_s: float = 15.0)
         async with asyncio.timeout(within_s):
             while not condition():  # noqa: ASYNC110  # any condition, of anything
                 await asyncio.sleep(0.002)
+    except TimeoutError as error:
+        raise TimeoutError(f"not within {within_s:g} s: {condition}") from error
+
+
+async def eventually_so(condition: Callable[[], Awaitable[object]], *, within_s: float = 15.0) -> None:
+    """The same for a condition that has to be asked for. Raises `TimeoutError`."""
+    try:
+        async with asyncio.timeout(within_s):
+            while not await condition():  # noqa: ASYNC110  # as above
+                await asyncio.sleep(0.01)
     except TimeoutError as error:
         raise TimeoutError(f"not within {within_s:g} s: {condition}") from error
 
