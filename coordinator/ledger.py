@@ -60,7 +60,7 @@ from cluster.replication.log import NeedsNewer
 from coordinator.codec import Malformed, Newer, RecordCodec
 from coordinator.copies import NO_DIGEST, chained
 from coordinator.levels import NEWEST, OLDEST, level_of
-from coordinator.lost import EPOCH_MARGIN, EPOCH_MAX, LostRange, first_of, last_below
+from coordinator.lost import EPOCH_MARGIN, EPOCH_MAX, LostRange, first_of, last_of
 from coordinator.protocol.entries import (
     Acknowledged,
     Beginning,
@@ -440,7 +440,7 @@ class Ledger:
             self.staged = None
             return Applied(entry=entry, verdict=Verdict.UNCHANGED, detail="a piece before it is missing")
         try:
-            staged.ledger.feed(entry.data)
+            staged.ledger.feed(entry.data, foreign=True)
         except (Malformed, NeedsNewer) as error:
             self.staged = None
             return Applied(entry=entry, verdict=Verdict.MALFORMED, detail=str(error))
@@ -471,7 +471,7 @@ class Ledger:
         low = min([max(newest + 1, copy.floor + 1, first_of(copy.epoch)), *undecided])
         if copy.lost is not None:
             low = min(low, copy.lost.low)
-        self.lost = LostRange(low=low, high=last_below(entry.epoch_base), since=header.at)
+        self.lost = LostRange(low=low, high=last_of(entry.epoch_base), since=header.at)
         # Who has registered here by now is where it says, and not where it was.
         self.participants = {**copy.participants, **self.participants}
         self.floor, self.keys, self.unfinished, self._table = copy.floor, copy.keys, copy.unfinished, table
@@ -745,8 +745,12 @@ class Ledger:
         """Whether all transactions have come that the first piece announced."""
         return len(self._table) == self._expected
 
-    def feed(self, piece: bytes) -> None:
-        """Decode the next piece of a snapshot into this ledger, which is new. Raises `Malformed`, `NeedsNewer`."""
+    def feed(self, piece: bytes, *, foreign: bool = False) -> None:
+        """Decode the next piece of a snapshot into this ledger, which is new. Raises `Malformed`, `NeedsNewer`.
+
+        foreign: it comes from outside, as a copy, and anybody may have written it: whatever a ledger would not write is
+        refused now, for once it is installed nothing may fail on it.
+        """
         try:
             if self._expected is None:
                 self.level, (cluster, epoch, leader, floor, participants, count) = self._restored_head(piece)
@@ -754,14 +758,23 @@ class Ledger:
                     raise Malformed("of another cluster")
                 if not all(type(number) is int for number in (epoch, floor, count)):
                     raise Malformed("something else where a number should be")
+                if foreign and not (0 <= epoch <= EPOCH_MAX and -1 <= floor <= last_of(epoch) and count >= 0):
+                    raise Malformed("a number that cannot be")
+                if foreign and not isinstance(leader, str | None):
+                    raise Malformed("something else where a node should be")
                 self.epoch, self.leader, self.floor = epoch, leader, floor
                 self.participants, self._expected = _restored_participants(participants), count
                 return
             plain = msgpack.unpackb(piece)
             if isinstance(plain, dict):
+                if foreign:
+                    # Of a restore that was under way when the copy was made nothing is wanted.
+                    plain = {name: value for name, value in plain.items() if name not in ("staged", "piece")}
                 self._feed_more(plain)
-            else:
-                _restore_rows(plain, self._table, self.unfinished, self.keys, self.kept)
+                return
+            if foreign:
+                _refuse_strange_rows(plain, self.cluster, last_of(self.epoch))
+            _restore_rows(plain, self._table, self.unfinished, self.keys, self.kept)
         except Malformed:
             raise
         except (ValueError, TypeError, AttributeError, msgpack.exceptions.UnpackException) as error:
@@ -854,6 +867,25 @@ def _restore_rows(rows: Any, table: Rows, unfinished: dict[int, Transaction], ke
             keys[key] = number
 
 
+def _refuse_strange_rows(rows: Any, cluster: str, last: int) -> None:
+    """Raises `Malformed` unless `_pack` and `RECORDS` write such rows, and what bad bytes raise."""
+    for number, row in rows:
+        if type(number) is not int or not 0 <= number <= last:
+            raise Malformed("something else where a number should be")
+        if isinstance(row, bytes):
+            if row[:1] not in _ROW_HEADS or not _is_row(msgpack.unpackb(row)):
+                raise Malformed("something else where an ended transaction should be")
+            continue
+        txn = RECORDS.from_plain(row)
+        if not isinstance(txn, Transaction) or txn.ended_at is not None:
+            raise Malformed("something else where an unfinished transaction should be")
+        if txn.protocol not in PROTOCOLS:
+            raise Newer(f"a transaction of the unknown protocol {txn.protocol!r:.40}")
+        gid = Gid.of_number(cluster, number)
+        if (txn.gid, txn.epoch) != (str(gid), gid.epoch):
+            raise Malformed(f"{txn.gid!r:.100} in the place of {gid}")
+
+
 # ------------------------------------------------------------------------------------------------ ended, packed
 #
 # [ended_at, started_at, decided_at, flags, timeout_ms, protocol, reason, key, body_hash, branches, acknowledged_at]:
@@ -871,6 +903,34 @@ _KEY: Final = 7
 """Where the flags and the key stand in a row."""
 _RESOLVED: Final = (None, Decision.COMMIT, Decision.ABORT)
 _VOTES: Final = (None, VoteKind.PREPARED, VoteKind.READ_ONLY, VoteKind.REFUSED)
+
+
+_ROW_HEADS: Final = (b"\x9a", b"\x9b")
+"""The first byte of a row: a list of 10, or of 11."""
+_INT, _TEXT, _BYTES = (int,), (str, type(None)), (bytes, type(None))
+_MAYBE_INT: Final = (int, type(None))
+_ROW_TYPES: Final = (_INT, _INT, _MAYBE_INT, _INT, _INT, (str,), _TEXT, _TEXT, _BYTES, (list,), _MAYBE_INT)
+_BRANCH_TYPES: Final = (
+    (str,), _MAYBE_INT, _TEXT, _TEXT, (bool, type(None)), _BYTES, _TEXT, _MAYBE_INT, _MAYBE_INT, _TEXT
+)  # fmt: skip
+
+
+def _is_row(row: Any) -> bool:
+    """Whether `_pack` writes this."""
+    return (
+        all(type(value) in types for value, types in zip(row, _ROW_TYPES, strict=False))
+        and 0 <= row[_FLAGS] <= _COMMIT | _RETRYABLE | _KEPT
+        and all(type(branch) is list and 0 < len(branch) <= 10 and _is_branch(branch) for branch in row[9])
+    )
+
+
+def _is_branch(branch: list[Any]) -> bool:
+    """Whether `_pack_branch` writes this."""
+    return (
+        all(type(value) in types for value, types in zip(branch, _BRANCH_TYPES, strict=False))
+        and (len(branch) < 2 or (branch[1] or 0) in range(len(_VOTES)))
+        and (len(branch) < 8 or (branch[7] or 0) in range(len(_RESOLVED)))
+    )
 
 
 def _pack(txn: Transaction) -> bytes:

@@ -66,9 +66,9 @@ def base_above(*epochs: int) -> int | None:
     return base if base + EPOCH_MARGIN <= EPOCH_MAX else None
 
 
-def last_below(base: int) -> int:
-    """The highest number that a gid can have before the first epoch above `base`."""
-    return ((base + 1) << _SEQUENCE_BITS) - 1
+def last_of(epoch: int) -> int:
+    """The highest number of an epoch."""
+    return ((epoch + 1) << _SEQUENCE_BITS) - 1
 
 
 def first_of(epoch: int) -> int:

@@ -2,12 +2,13 @@
 
 import random
 
+import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.copies import NO_DIGEST, chained, cut
-from coordinator.ledger import Knowledge, Ledger, Verdict, encode_command
+from coordinator.ledger import RECORDS, Knowledge, Ledger, Verdict, encode_command
 from coordinator.lost import EPOCH_MARGIN, EPOCH_MAX, base_above
 from coordinator.protocol.entries import (
     Begun,
@@ -27,7 +28,7 @@ from coordinator.protocol.entries import (
 )
 from coordinator.protocol.invariants import check
 from coordinator.protocol.messages import Gid
-from coordinator.protocol.transaction import Decision, VoteKind
+from coordinator.protocol.transaction import Decision, Transaction, VoteKind
 
 QUICK = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 BASE = 200_000
@@ -392,6 +393,76 @@ def test_below_the_floor_of_a_restore_what_has_ended_is_forgotten_in_pieces():
     assert ledger.holder("k2") is None
     assert ledger.holder("k3") is not None
     assert ledger.knowledge("m-1-2") is Knowledge.FORGOTTEN
+
+
+_FIRST = Gid("m", 1, 0).number
+
+
+def _head(epoch=1, floor=-1, leader="n1", count=1):
+    return msgpack.packb([2, 2, "m", epoch, leader, floor, [], count])
+
+
+def _row(*fields, number=_FIRST):
+    return msgpack.packb([[number, msgpack.packb(list(fields))]])
+
+
+_FIELDS = (1, 0, 0, 0, 1, "2pc", None, "k", b"", [["a", 1]])
+
+
+def _unfinished(number=_FIRST, **fields):
+    told = {"gid": "m-1-0", "protocol": "2pc", "epoch": 1, "branches": (), "timeout_ms": 1, "started_at": 0} | fields
+    return msgpack.packb([[number, RECORDS.to_plain(Transaction(**told))]])
+
+
+def _put_in(*pieces):
+    """What becomes of a copy that somebody has made up, and of a cluster that goes on from it."""
+    ledger = new(participants=("a",))
+    digest = NO_DIGEST
+    found = set()
+    for index, piece in enumerate(pieces):
+        found |= set(do(ledger, CopyPiece(restore="r", index=index, data=piece)))
+        digest = chained(digest, piece)
+    found |= set(do(ledger, CopyInstalled(restore="r", pieces=len(pieces), digest=digest, epoch_base=BASE)))
+    do(ledger, TookOver(node="n1"), epoch=BASE + 1)
+    plan = BranchPlan(name="a", participant="a", payload=b"1")
+    do(ledger, Begun(gid=f"m-{BASE + 1}-0", protocol="2pc", branches=(plan,), timeout_ms=1, key="k", body_hash=b"h"))
+    ledger.page(state=None, after=None, limit=10, scan=10)
+    reborn(ledger)
+    do(ledger, LostRangeNoted(closed=True), Forgotten(floor=Gid("m", BASE, 0).number, before=10**6))
+    return found
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (_head(), _row(1)),
+        (_head(), msgpack.packb([[Gid("m", 1, 0).number, msgpack.packb({"a": 1})]])),
+        (_head(), _row(*_FIELDS[:9])),
+        (_head(), _row(*_FIELDS[:9], 5)),
+        (_head(), _row(*_FIELDS[:9], [["a", 7]])),
+        (_head(), _row(*_FIELDS[:9], [[]])),
+        (_head(), _row(1.5, *_FIELDS[1:])),
+        (_head(), _row(*_FIELDS[:3], 99, *_FIELDS[4:])),
+        (_head(), _row(*_FIELDS, number=Gid("m", 2, 0).number)),
+        (_head(), _unfinished(protocol="zz")),
+        (_head(), _unfinished(gid="m-1-1")),
+        (_head(), _unfinished(gid="nonsense")),
+        (_head(), _unfinished(ended_at=5)),
+        (_head(floor=2**64 - 1, count=0),),
+        (_head(epoch=2**63, count=0),),
+        (_head(leader=7, count=0),),
+        (_head(count=-1),),
+    ],
+)
+def test_a_copy_that_somebody_made_up_ends_no_node(pieces):
+    """Whatever `apply` raises ends every node, at every start again."""
+    assert Verdict.MALFORMED in _put_in(*pieces)
+
+
+def test_what_a_ledger_writes_is_no_such_copy():
+    assert _put_in(_head(), _row(*_FIELDS)) == {Verdict.APPLIED}
+    assert _put_in(_head(), _unfinished()) == {Verdict.APPLIED}
+    assert _put_in(_head(count=0), msgpack.packb({"staged": [1]})) == {Verdict.APPLIED}, "nothing is wanted of that"
 
 
 def test_at_level_1_a_lower_floor_does_nothing_as_older_software_has_it():
