@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from cluster.chaos.history import Recorder
-from cluster.chaos.node import set_clock
+from cluster.chaos.node import has_seen, set_clock
 from cluster.chaos.plan import Fault
 from cluster.chaos.stage import ON_SERVER, Stage, well
 from cluster.process import ProcessTrouble
@@ -14,6 +14,8 @@ from cluster.process import ProcessTrouble
 _START_TRIES: Final = 20
 _FREE_S: Final = 30.0
 _LEADER_S: Final = 1.0
+_SEEN_S: Final = 6.0
+"""Nodes that lead look at their calendar with every transaction, and with their housekeeping."""
 
 Undo = Callable[[], Awaitable[None]]
 
@@ -97,6 +99,8 @@ class Nemesis:
         free = well(nodes, self.busy)
         if fault.target == "leader" and leader in free:
             return leader
+        if fault.kind == "clock":
+            return None  # others never look at theirs: wait until one that is well leads
         others = [node for node in free if node != leader] or free
         return self._rng.choice(others) if others else None
 
@@ -182,11 +186,15 @@ class Nemesis:
             for wire, forth in stage.between(target, other)
             if wire.source != "nodes" or target in stage.services
         ]
+        fired = bool(wires)
         for wire, forth in wires:
-            if fault.kind == "slow":
-                wire.slow(fault, fault.amount)
+            cut = fault.kind == "cut"
+            there, back = cut and (forth or not fault.one_way), cut and (not forth or not fault.one_way)
+            if cut:
+                wire.cut(fault, there=there, back=back)
             else:
-                wire.cut(fault, there=forth or not fault.one_way, back=not forth or not fault.one_way)
+                wire.slow(fault, fault.amount)
+            fired = fired and wire.suffers(there=there, back=back, delay_s=fault.amount)
         names = ", ".join(far)
         if fault.kind == "slow":
             detail = f"{target} - {names}: {fault.amount * 1000:.0f} ms each way"
@@ -194,7 +202,7 @@ class Nemesis:
             detail = f"{target} {'->' if fault.one_way else '-'} {names}: nothing arrives"
         # Over the wires that nodes share, services are reached from the others as before.
         links = [(target, other) for other in nodes if other in far] if fault.kind == "cut" else []
-        self._note(fault, target, links=links, fired=bool(wires), detail=detail)
+        self._note(fault, target, links=links, fired=fired, detail=detail)
 
         async def heal() -> None:
             for wire, _ in wires:
@@ -217,10 +225,16 @@ class Nemesis:
 
     def _clock(self, fault: Fault, target: str) -> Undo:
         file = self._stage.cluster.ahead(target)
-        set_clock(file, int(fault.amount * 1000))
-        self._note(fault, target, fired=file.read_text() != "0", detail=f"its calendar is set by {fault.amount:+.0f} s")
+        ahead_ms = int(fault.amount * 1000)
+        set_clock(file, ahead_ms)
+        self._note(fault, target, fired=True, detail=f"its calendar is set by {fault.amount:+.0f} s")
 
         async def back() -> None:
+            until_s = self._recorder.now_s + _SEEN_S
+            while not has_seen(file, ahead_ms) and self._recorder.now_s < until_s:  # noqa: ASYNC110  # a file
+                await asyncio.sleep(0.05)
+            # One that does not lead any more need not look.
+            self._recorder.note("calendar", fault=fault.number, seen=has_seen(file, ahead_ms))
             set_clock(file, 0)
 
         return back

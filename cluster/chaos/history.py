@@ -7,6 +7,7 @@ Every line has `at`, seconds since the run began, and `type`:
 | `run` | seed, nodes, participants, bound_s, retention_s | the first line |
 | `planned` | fault, kind, target, for_s | a fault that shall happen at `due` |
 | `began`, `ended` | fault, kind, target, parts, links, fired, detail | it did; who is impaired, and which pairs |
+| `calendar` | fault, seen | whether the node whose clock was set has looked at it meanwhile |
 | `asked` | op, client, key, body, node | a request is sent; `body` is a short name of what it asks for |
 | `answered` | op, outcome, gid, detail | committed, aborted, undecided, reused (422), unknown |
 | `read` | node, gid, outcome | somebody looked: committed, aborted, undecided, missing, forgotten |

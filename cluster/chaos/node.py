@@ -18,10 +18,16 @@ class SetClock(SystemClock):
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self._ahead_ms = 0
 
     def wall_ms(self) -> int:
         """What this node takes for now."""
-        return super().wall_ms() + int(self._file.read_text())
+        ahead_ms = int(self._file.read_text())
+        if ahead_ms != self._ahead_ms:
+            self._ahead_ms = ahead_ms
+            if ahead_ms:
+                self._file.with_suffix(".seen").write_text(str(ahead_ms))
+        return super().wall_ms() + ahead_ms
 
 
 def set_clock(file: Path, ahead_ms: int) -> None:
@@ -29,6 +35,12 @@ def set_clock(file: Path, ahead_ms: int) -> None:
     draft = file.with_suffix(".new")
     draft.write_text(str(ahead_ms))
     draft.replace(file)
+
+
+def has_seen(file: Path, ahead_ms: int) -> bool:
+    """Whether the node has looked at its calendar since it was set so."""
+    seen = file.with_suffix(".seen")
+    return seen.exists() and seen.read_text() == str(ahead_ms)
 
 
 def main() -> int:

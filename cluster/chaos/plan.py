@@ -101,7 +101,8 @@ def _fault(
             else:
                 one_way = rng.random() < 0.3
         case "disk" | "clock":
-            target = rng.choice(["leader", "leader", "follower"])
+            # A follower asks nobody what day it is.
+            target = "leader" if kind == "clock" else rng.choice(["leader", "leader", "follower"])
             if kind == "clock":
                 amount = rng.choice([-1, 1]) * rng.uniform(*_STEPS_S)
     return Fault(

@@ -10,7 +10,7 @@ from cluster.chaos.checks import CHECKS
 from cluster.chaos.history import Event, History
 
 _WIDTH: Final = 1100
-_LEFT: Final = 90
+_LEFT: Final = 130
 _ROW: Final = 26
 _PLOT: Final = 110
 _COLOURS: Final = {

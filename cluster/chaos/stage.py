@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from cluster.chaos.disks import Disk
+from cluster.chaos.disks import Disk, watch_over
 from cluster.chaos.node import set_clock
 from cluster.chaos.wires import Wire
 from cluster.databases.postgres import PostgresServer
@@ -106,6 +106,9 @@ class Stage:
             await asyncio.to_thread(self._seed)
             self.cluster.lay_out()
             if self._with_disks:
+                watch = watch_over([config.data for config in self.cluster.configs])
+                stack.callback(watch.wait)
+                stack.callback(watch.terminate)
                 for config in self.cluster.configs:
                     disk = self.disks[config.node] = Disk(config.data)
                     disk.mount()

@@ -83,6 +83,11 @@ class Wire:
         self._faults[fault] = (False, False, each_way_s)
         self._apply()
 
+    def suffers(self, *, there: bool, back: bool, delay_s: float) -> bool:
+        """Whether it is as bad as that, or worse."""
+        cut = (not there or not self._there.open.is_set()) and (not back or not self._back.open.is_set())
+        return cut and self._there.delay_s >= delay_s <= self._back.delay_s
+
     def heal(self, fault: object) -> None:
         """Let it be as if `fault` had never been; what was held arrives."""
         self._faults.pop(fault, None)

@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,34 +54,42 @@ async def test_a_participant_that_acknowledges_and_does_nothing_is_caught(tmp_pa
     assert json.loads((report / "verdict.json").read_text())["ok"] is False
 
 
-def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path) -> None:
-    words = ["chaos", "--minutes", "1", "--report", str(tmp_path / "report")]
-    command = subprocess.Popen(
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A temporary folder in which even a database server finds a place."""
+    with tempfile.TemporaryDirectory(prefix="oc-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_broken_off_leaves_nothing_behind(short_path: Path, how: signal.Signals) -> None:
+    words = ["chaos", "--minutes", "1", "--report", str(short_path / "report")]
+    with subprocess.Popen(
         [sys.executable, "-P", "-m", "cluster.cli", *words],
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(short_path)},
         text=True,
-    )
-    assert command.stderr is not None
-    try:
-        for line in command.stderr:
-            if "faults in" in line:
-                break
-        mine = [identity for pid in _descendants(command.pid) if (identity := Identity.of(pid)) is not None]
-        assert len(mine) >= 6, "nodes and services"
-        command.send_signal(signal.SIGINT)
-        _, errors = command.communicate(timeout=60)
-    finally:
-        command.kill()
-        command.wait()
-    assert command.returncode == 130, errors
-    deadline_s = time.monotonic() + 30
-    while any(identity.alive for identity in mine):
-        assert time.monotonic() < deadline_s, "something still runs"
+    ) as command:
+        assert command.stderr is not None
+        try:
+            for line in command.stderr:
+                if "faults in" in line:
+                    break
+            mine = [identity for pid in _descendants(command.pid) if (identity := Identity.of(pid)) is not None]
+            assert len(mine) >= 6, "nodes and services"
+            command.send_signal(how)
+            command.wait(timeout=60)
+        finally:
+            command.kill()
+    assert command.returncode == (130 if how is signal.SIGINT else -how)
+    deadline_s = time.monotonic() + 60
+    while any(identity.alive for identity in mine) or str(short_path) in Path("/proc/mounts").read_text():
+        assert time.monotonic() < deadline_s, "something still runs, or is mounted"
         time.sleep(0.05)
-    assert not list(tmp_path.glob("outlast-chaos-*"))
-    assert str(tmp_path) not in Path("/proc/mounts").read_text()
+    if how is signal.SIGINT:
+        assert not list(short_path.glob("outlast-chaos-*"))
 
 
 def _descendants(pid: int) -> list[int]:

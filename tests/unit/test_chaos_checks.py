@@ -191,6 +191,7 @@ BAD = {
         "it never happened": without("began"),
         "it had no effect": changed("began", {"fired": False}),
         "it never ended": without("ended"),
+        "a clock that nobody looks at": more({"at": 9.0, "type": "calendar", "fault": 1, "seen": False}),
     },
 }
 

@@ -16,4 +16,7 @@ def fired(history: History) -> list[str]:
             complaints.append(f"{what} had no effect: {began[number].get('detail')}")
         elif number not in ended:
             complaints.append(f"{what} never ended")
+    looks = [event["seen"] for event in history.of("calendar")]
+    if looks and not any(looks):
+        complaints.append("no node whose clock was set has ever looked at it")
     return complaints
