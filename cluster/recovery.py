@@ -19,6 +19,7 @@ from cluster.replication.log import CannotStart
 from cluster.replication.offline import Offline, has_log, read_committed
 from coordinator.config import NodeConfig
 from coordinator.copies import CopyHeader, cut, written
+from coordinator.generation import of_folder
 from coordinator.ledger import Ledger
 
 _GENERATION: Final = re.compile(r"^generation *=.*\n", re.MULTILINE)
@@ -27,12 +28,16 @@ _CLUSTER: Final = re.compile(r"^cluster *=.*\n", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remains:
-    """What a node's folder holds. ledger, log: None where there is nothing that can be read, and `trouble` says why."""
+    """What a node's folder holds. ledger, log: None where there is nothing that can be read, and `trouble` says why.
+
+    generation: of what is in the folder, whatever the configuration says.
+    """
 
     config: NodeConfig
     ledger: Ledger | None = None
     log: Offline | None = None
     trouble: str | None = None
+    generation: int = 1
 
     @property
     def undecided(self) -> int:
@@ -44,6 +49,8 @@ class Remains:
         if self.ledger is None or self.log is None:
             return f"{self.config.node}: {self.trouble}"
         joining = "" if self.log.voter else ", was coming back empty"
+        if self.generation != self.config.generation:
+            joining += f"; of generation {self.generation}"
         return (
             f"{self.config.node}: committed up to entry {self.log.committed} of {self.log.last}, epoch "
             f"{self.ledger.epoch}, {len(self.ledger)} transactions, {self.undecided} undecided{joining}"
@@ -57,7 +64,12 @@ def examine(config: NodeConfig) -> Remains:
         return Remains(config=config, trouble=f"there is no log in {folder}")
     ledger = Ledger(config.cluster)
     try:
-        return Remains(config=config, log=read_committed(folder, ledger), ledger=ledger)
+        generation = of_folder(config.data)
+        log = read_committed(folder, ledger)
+        if generation > 1 and not ledger.epoch_base:
+            # Taken for a whole history, it would make everything aborted that the copy says is committed.
+            return Remains(config=config, trouble="it still waited for its copy, and knows of no transaction")
+        return Remains(config=config, log=log, ledger=ledger, generation=generation)
     except FolderLocked as error:
         raise ProcessTrouble(f"{config.node} runs ({error}); recovering is for a cluster that is down") from error
     except (CannotStart, OSError) as error:
@@ -66,7 +78,10 @@ def examine(config: NodeConfig) -> Remains:
 
 def choose(remains: Sequence[Remains], nodes: int) -> Remains:
     """The one that knows most to be committed. Raises `ProcessTrouble`, also where there is no need to recover."""
-    usable = [each for each in remains if each.log is not None]
+    readable = [each for each in remains if each.log is not None]
+    # An older generation may have the longer log; what was told since is not in it.
+    newest = max((each.generation for each in readable), default=1)
+    usable = [each for each in readable if each.generation == newest]
     voters = [each for each in usable if each.log is not None and each.log.voter]
     if len(voters) > nodes // 2:
         raise ProcessTrouble(
@@ -90,7 +105,7 @@ def save_copy(remains: Remains, file: Path, *, now_ms: int) -> CopyHeader:
         cluster=ledger.cluster,
         level=ledger.level,
         epoch=ledger.epoch,
-        generation=remains.config.generation,
+        generation=remains.generation,
         made_at=now_ms,
         transactions=len(ledger),
         undecided=remains.undecided,

@@ -38,6 +38,11 @@ def claim(config: NodeConfig) -> None:
         )
 
 
+def of_folder(data: Path) -> int:
+    """The generation of what is in a node's folder. Raises `CannotStart`, OSError."""
+    return _found(data / _FILE) or 1
+
+
 def _found(file: Path) -> int | None:
     try:
         text = file.read_text("ascii").strip()

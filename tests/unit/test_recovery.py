@@ -125,6 +125,26 @@ async def test_a_damaged_folder_counts_as_lost(folders: list[NodeConfig]) -> Non
         choose([remains], 3)
 
 
+async def test_a_folder_of_an_older_generation_is_not_gone_on_from(folders: list[NodeConfig]) -> None:
+    """Its history may be longer, and what was told since would be lost."""
+    old = await asyncio.to_thread(examine, replace(folders[0], generation=2))
+    assert "of generation 1" in old.describe()
+    assert old.log is not None
+    new = replace(old, log=replace(old.log, committed=old.log.committed - 1), generation=2)
+    assert choose([old, new], 3) is new
+    assert choose([replace(old, config=folders[0])], 3) is not None, "as when recovering was interrupted"
+
+
+async def test_a_node_that_waited_for_its_copy_is_not_gone_on_from(folders: list[NodeConfig]) -> None:
+    """It is no history: of all that it does not know it would be said that it is aborted."""
+    (folders[0].data / "generation").write_text("2\n")
+    remains = await asyncio.to_thread(examine, replace(folders[0], generation=2))
+    assert remains.log is None
+    assert "still waited for its copy" in remains.describe()
+    with pytest.raises(ProcessTrouble, match="there is nothing to recover from"):
+        choose([remains], 3)
+
+
 def test_the_one_that_knows_most_is_taken(tmp_path: Path) -> None:
     found = [
         Remains(
