@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from cluster.calls import Caller
 from cluster.cli import complain, print_json
-from cluster.commands.tx import Usage, is_base, read_token
+from cluster.commands.tx import Usage, is_base, participant_access, read_token
 from cluster.doctor import cluster, mariadb, participants, postgres
 from cluster.doctor.findings import Finding, Report, Status, Unseen, date, lasting
 from cluster.layout import read_running
@@ -43,12 +43,13 @@ async def _examine(arguments: argparse.Namespace) -> Report:
         (postgres, f"PostgreSQL {name}", _dsn(name)) for name in arguments.postgres
     ]
     servers += [(mariadb, f"MariaDB {name}", _dsn(name)) for name in arguments.mariadb]
-    token, participant_token = read_token(token_file), read_token(arguments.participant_token_file)
+    participant_token_file, participant_ca = participant_access(arguments)
+    token, participant_token = read_token(token_file), read_token(participant_token_file)
     async with Caller(urls, token=token, ca=ca) as caller:
         facts, databases = await asyncio.gather(
             cluster.look(caller), asyncio.gather(*(kind.look(where, dsn) for kind, where, dsn in servers))
         )
-        served = await participants.look(facts.participants or (), token=participant_token, ca=arguments.participant_ca)
+        served = await participants.look(facts.participants or (), token=participant_token, ca=participant_ca)
         looked = [(kind, found) for (kind, _, _), found in zip(servers, databases, strict=True)]
         gids = [gid for kind, found in looked for gid in kind.gids(found)]
         gids += [str(row["gid"]) for each in served for row in each.branches or ()]

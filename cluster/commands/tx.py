@@ -69,6 +69,18 @@ def _nodes(arguments: argparse.Namespace) -> tuple[Sequence[str], Path | None, P
     return alive, token_file, arguments.ca or (Path(running.ca) if running.ca is not None else None)
 
 
+def participant_access(arguments: argparse.Namespace) -> tuple[Path | None, Path | None]:
+    """The file of the token that participants want, and their authority: a local cluster's are in its folder."""
+    token_file, ca = arguments.participant_token_file, arguments.participant_ca
+    running = None if arguments.url else read_running(arguments.data)
+    if running is None:
+        return token_file, ca
+    own = arguments.data / "tls" / "participant-token"
+    if token_file is None and own.exists():
+        token_file = own
+    return token_file, ca or (Path(running.ca) if running.ca is not None else None)
+
+
 def is_base(url: str) -> bool:
     """Whether paths can be put behind `url`."""
     try:
@@ -269,9 +281,8 @@ async def _tell(arguments: argparse.Namespace, caller: Caller, txn: dict[str, An
     body = {"gid": txn["gid"], "branch": arguments.branch, "epoch": txn["epoch"]}
     told: dict[str, Any] = {"participant": name, "status": None, "state": None, "trouble": None}
     try:
-        async with Caller(
-            [url], token=read_token(arguments.participant_token_file), ca=arguments.participant_ca
-        ) as direct:
+        token_file, ca = participant_access(arguments)
+        async with Caller([url], token=read_token(token_file), ca=ca) as direct:
             heard = await direct.once("POST", f"{url}/{arguments.outcome}", body=body, within_s=_PATIENCE_S)
     except Unreachable as error:
         told["trouble"], status = str(error), UNKNOWN

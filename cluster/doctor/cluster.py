@@ -1,5 +1,6 @@
 """The cluster, as its nodes tell it: who leads, what is in flight and why it has not ended, what an operator owes."""
 
+import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ _PATIENCE_S: Final = 5.0
 _PAGE: Final = 500
 _PAGES_MAX: Final = 20
 _UNFINISHED: Final = ("active", "preparing", "committing", "aborting")
-_LOOK_UPS_MAX: Final = 500
+_LOOK_UPS_AT_ONCE: Final = 16
+_LOOK_UPS_S: Final = 15.0
+"""For all questions about gids together."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,23 +122,37 @@ async def _pages(caller: Caller, facts: ClusterFacts, query: str) -> tuple[list[
 
 
 async def look_up(caller: Caller, facts: ClusterFacts, gids: Iterable[str]) -> dict[str, Standing]:
-    """What the cluster knows of these; those that nobody could tell of are missing.
+    """What the cluster knows of these; those that nobody could tell of in time are missing.
 
     Not by `/v1/outcomes`: that question settles what nobody has heard of, and a diagnosis changes nothing.
     """
     known: dict[str, Standing] = {}
-    for gid in sorted(set(gids))[:_LOOK_UPS_MAX]:
-        for node in facts.nodes:
-            if node.says is None:
-                continue
-            try:
-                answer = await caller.once("GET", f"{node.url}/v1/transactions/{quote(gid)}", within_s=_PATIENCE_S)
-            except Unreachable:
-                continue  # the next node may answer; if none does, it is missing
-            standing = _standing(answer)
-            if standing is not None:
-                known[gid] = standing
-                break
+    gate = asyncio.Semaphore(_LOOK_UPS_AT_ONCE)
+
+    async def ask(gid: str) -> None:
+        async with gate:
+            for node in facts.nodes:
+                if node.says is None:
+                    continue
+                try:
+                    answer = await caller.once("GET", f"{node.url}/v1/transactions/{quote(gid)}", within_s=_PATIENCE_S)
+                except Unreachable:
+                    continue  # the next node may answer; if none does, it is missing
+                standing = _standing(answer)
+                if standing is not None:
+                    known[gid] = standing
+                    return
+
+    tasks = [asyncio.create_task(ask(gid)) for gid in sorted(set(gids))]
+    if tasks:
+        # Without a leader each one that is not decided takes its three seconds: not all of them can have that.
+        _, late = await asyncio.wait(tasks, timeout=_LOOK_UPS_S)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for task in tasks:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
     return known
 
 
@@ -349,13 +366,13 @@ def restart(facts: ClusterFacts) -> Restart:
     waits = [each for txn in facts.unfinished for each in txn.get("waiting_for") or ()]
     dead = sorted({each["participant"] for each in waits if each["down_since"] is not None})
     mad = sorted({each["participant"] for each in waits if each["for"] == "operator"})
-    parts = [
-        f"{len(decided)} of {len(facts.unfinished)} transactions in flight are decided, and no restart undecides them"
-    ]
+    parts = []
+    if decided:
+        parts.append(f"{len(decided)} of {len(facts.unfinished)} in flight are decided, and no restart undecides them")
     if dead:
         parts.append(f"{', '.join(dead)} would not answer a new leader either")
     if mad:
         parts.append(f"{', '.join(mad)} would contradict a new leader, too")
     if len(decided) < len(facts.unfinished):
-        parts.append("those that are not are decided by their votes or their timeout, whoever leads")
+        parts.append("what is undecided is decided by its votes or its timeout, whoever leads")
     return Restart(helps=False, why="; ".join(parts))

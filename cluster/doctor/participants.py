@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from cluster.calls import Answer, Caller, Unreachable
+from cluster.calls import Answer, Caller, Unreachable, Unverified
 from cluster.doctor.findings import Finding, Report, Severity, Unseen
 from cluster.doctor.standing import PreparedBranch, Standing, standing_of
 from cluster.doctor.standing import judge as judge_branch
@@ -42,7 +42,8 @@ async def _look(caller: Caller, name: str, url: str) -> ParticipantFacts:
     try:
         answer: Answer = await caller.once("GET", f"{url}/branches", within_s=_PATIENCE_S)
     except Unreachable as error:
-        facts.trouble, facts.silent = str(error), True
+        # One that could not be verified is perhaps well: it was not asked in the right way.
+        facts.trouble, facts.silent = str(error), not isinstance(error, Unverified)
         return facts
     body = answer.body
     if answer.status != 200 or not isinstance(body, dict) or not isinstance(body.get("branches"), list):
@@ -59,14 +60,14 @@ def judge(
     """Add what follows from the facts."""
     where = f"participant {facts.name}"
     if facts.branches is None:
-        report.unseen.append(Unseen(where=f"{where} at {facts.url}", why=facts.trouble or "no answer"))
+        report.unseen.append(Unseen(where=where, why=facts.trouble or "no answer"))
         if facts.silent and not any(each.where == where for each in report.findings):
             report.findings.append(
                 Finding(
                     severity=Severity.WARNING,
                     code="participant_silent",
                     where=where,
-                    what=f"it does not answer from here: {facts.trouble}",
+                    what="it does not answer from here",
                     todo="start it; while it is away, what it has prepared keeps its locks",
                 )
             )

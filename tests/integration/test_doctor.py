@@ -129,7 +129,7 @@ async def test_a_dead_participant_is_named_and_what_waits_for_it(
     assert finding(report, "participant_down")["severity"] == "critical"
     assert "waits for the acknowledgement of dead" in finding(report, "transaction_stuck")["what"]
     assert [each["gid"] for each in report["in_flight"]] == [gid]
-    assert [each["where"] for each in report["unseen"]] == [f"participant dead at {dying.url}"]
+    assert [each["where"] for each in report["unseen"]] == ["participant dead"]
     assert "dead would not answer a new leader either" in report["restart"]["why"]
     assert (await examine("--url", node.url, "--prepared-limit", "1000"))[0] == 3, "what it holds was not seen"
 

@@ -1,7 +1,11 @@
 """What the doctor makes of facts, and that its exit status never says "well" of what it has not seen."""
 
+from pathlib import Path
+
 import pytest
 
+from cluster.cli import parser
+from cluster.commands.tx import participant_access
 from cluster.doctor import cluster, mariadb, participants, postgres
 from cluster.doctor.cluster import ClusterFacts, NodeFacts
 from cluster.doctor.findings import Finding, Report, Severity, Status, Unseen
@@ -9,6 +13,7 @@ from cluster.doctor.mariadb import MariaDbFacts, Transaction
 from cluster.doctor.participants import ParticipantFacts
 from cluster.doctor.postgres import Lock, PostgresFacts, Prepared, Waiter, waiters_behind
 from cluster.doctor.standing import Kind, PreparedBranch, Standing, judge, standing_of
+from cluster.layout import Running, write_running
 from participants.mariadb_names import Xid
 
 WELL = {
@@ -450,3 +455,19 @@ async def test_a_mariadb_that_does_not_answer_was_not_seen_and_its_dsn_is_not_re
         report = Report()
         mariadb.judge(facts, report, cluster="shop", known={}, limit_s=60)
         assert report.status is Status.NOT_SEEN
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+def test_a_local_cluster_s_own_files_are_found_and_others_are_taken_as_named(tmp_path):
+    write_running(tmp_path, Running(cluster="c", ca=str(tmp_path / "tls" / "ca.pem")))
+    (tmp_path / "tls").mkdir()
+    (tmp_path / "tls" / "participant-token").write_text("t")
+    asked = parser().parse_args(["doctor", "--data", str(tmp_path)])
+    assert participant_access(asked) == (tmp_path / "tls" / "participant-token", tmp_path / "tls" / "ca.pem")
+    named = ["--participant-token-file", "mine", "--participant-ca", "theirs"]
+    asked = parser().parse_args(["doctor", "--data", str(tmp_path), *named])
+    assert participant_access(asked) == (Path("mine"), Path("theirs"))
+    asked = parser().parse_args(["doctor", "--url", "http://n1", "--data", str(tmp_path)])
+    assert participant_access(asked) == (None, None), "of another cluster nothing is known"
