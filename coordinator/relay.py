@@ -153,6 +153,10 @@ class Relay:
                 try:
                     return await self._pipe(request, leader, upload=upload, stall_s=stall_s)
                 except _TryNext as error:
+                    if error.perhaps_done and upload:
+                        raise OutcomeUnknown(
+                            "the connection with the leader broke before it had answered; it may have been done"
+                        ) from error
                     if error.perhaps_done:
                         raise NoLeader("the connection with the leader broke; ask again") from error
             left_s = deadline_s - self._clock.monotonic_s()

@@ -175,6 +175,7 @@ async def _restore(arguments: argparse.Namespace, caller: Caller, header: CopyHe
 async def put_back(caller: Caller, file: Path, size: int, *, above: int = 0, within_s: float = _LEADER_S) -> Answer:
     """What the cluster says to a copy; asks again while nothing was done because nobody led, or its level is not there.
 
+    Also where it could not say whether it was done, and turns out to be as empty as before.
     Raises `Unreachable` when it is not known whether it was done, `NotConnected` when nobody was there.
     """
     deadline_s = time.monotonic() + within_s
@@ -188,7 +189,7 @@ async def put_back(caller: Caller, file: Path, size: int, *, above: int = 0, wit
             except NotConnected as error:
                 last = error
                 continue
-            if last.status != 503 or _is_unknown(last):
+            if last.status != 503 or (_is_unknown(last) and not await _is_fresh(caller)):
                 return last
         if time.monotonic() > deadline_s:
             if isinstance(last, NotConnected):
@@ -199,6 +200,15 @@ async def put_back(caller: Caller, file: Path, size: int, *, above: int = 0, wit
 
 def _is_unknown(answer: Answer) -> bool:
     return isinstance(answer.body, dict) and answer.body.get("code") in ("unknown", "internal")
+
+
+async def _is_fresh(caller: Caller) -> bool:
+    """Whether the leader is sure that no copy has got in."""
+    try:
+        answer = await caller.anywhere("GET", "/v1/reconciliation", within_s=_LEADER_S)
+    except Unreachable:
+        return False
+    return answer.status == 200 and answer.body.get("fresh") is True
 
 
 async def found_out(caller: Caller, within_s: float) -> dict[str, Any]:

@@ -4,11 +4,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from aiohttp import web
 
+from cluster.calls import Caller
+from cluster.commands.copies import put_back
 from coordinator.copies import CopyReader
+from coordinator.copying import Copying
 from coordinator.ledger import Ledger
+from coordinator.relay import break_off
 from participants.null import NullManager
 from participants.server import start
 from tests.support.logs import Replicas
@@ -92,6 +98,51 @@ async def test_a_leader_that_changes_midway_has_done_nothing(copy: bytes, by: in
         assert reply.status == 200, reply.raw
         assert [len(node.node.ledger) for node in nodes] == [20] * 3
         assert all(node.node.ledger.epoch == node.node.ledger.epoch_base + 2 for node in nodes)
+
+
+async def test_when_the_leader_is_lost_before_it_has_answered_nobody_is_told_that_nothing_was_done(
+    copy: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    take_in = Copying._take_in
+
+    async def and_gone(self: Copying, request: web.Request, above: int) -> web.Response:
+        answer = await take_in(self, request, above)
+        break_off(request)
+        return answer
+
+    monkeypatch.setattr(Copying, "_take_in", and_gone)
+    async with three(Replicas(nodes=NODES), generation=2) as (first, second, _third):
+        reply = await second.call("POST", "/v1/restore", raw=copy)
+        assert (reply.status, reply.code) == (503, "unknown")
+        assert len(first.node.ledger) == 20
+        file = tmp_path / "copy"
+        file.write_bytes(copy)
+        async with Caller([second.url]) as caller:
+            assert (await put_back(caller, file, len(copy), within_s=0.1)).status == 409, "it is there"
+
+
+async def test_a_restore_whose_leader_was_lost_is_asked_for_again_where_nothing_came_of_it(
+    copy: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    take_in = Copying._take_in
+    tries = 0
+
+    async def gone_at_first(self: Copying, request: web.Request, above: int) -> web.Response:
+        nonlocal tries
+        tries += 1
+        if tries > 1:
+            return await take_in(self, request, above)
+        break_off(request)
+        return web.Response()
+
+    monkeypatch.setattr(Copying, "_take_in", gone_at_first)
+    file = tmp_path / "copy"
+    file.write_bytes(copy)
+    async with three(Replicas(nodes=NODES), generation=2) as (first, second, _third):
+        async with Caller([second.url]) as caller:
+            assert (await put_back(caller, file, len(copy))).status == 200
+        assert tries == 2
+        assert len(first.node.ledger) == 20
 
 
 async def test_who_leads_before_it_has_heard_of_the_restore_takes_over_all_the_same(copy: bytes) -> None:
