@@ -44,7 +44,7 @@ class MariaDbSettings(PreparedSettings):
     pinned_connections: prepared branches that keep the connection that has prepared them; beyond it the oldest are let
         go of, which costs their commit a tenth of a second. With `work_connections` and `finish_connections` and two
         more it must stay below the server's max_connections.
-    tables_every_s: between two looks at whether all tables can be rolled back.
+    tables_every_s: between two looks at whether all tables can be rolled back, and the server still syncs its log.
     """
 
     pinned_connections: int = 64

@@ -18,6 +18,9 @@ _log = logging.getLogger(__name__)
 OLDEST_VERSION: Final = (10, 5)
 """Before it, a prepared branch died with its connection."""
 
+_SYNCED: Final = ("1", "3")
+_NOT_SYNCED: Final = "a crash can lose branches that voted prepared: SET GLOBAL innodb_flush_log_at_trx_commit = 1"
+
 _TABLES: Final = ("outlast_branches", "outlast_horizons")
 _SHOWN: Final = 10
 _VARIABLES: Final = (
@@ -75,8 +78,8 @@ def _check_variables(shown: dict[str, str], connections: int, *, accept_unsafe: 
     if shown["innodb_force_recovery"] != "0":
         raise Unfit("innodb_force_recovery is set: restart MariaDB without it")
     unsafe = []
-    if shown["innodb_flush_log_at_trx_commit"] not in ("1", "3"):
-        unsafe.append("a crash can lose branches that voted prepared: SET GLOBAL innodb_flush_log_at_trx_commit = 1")
+    if shown["innodb_flush_log_at_trx_commit"] not in _SYNCED:
+        unsafe.append(_NOT_SYNCED)
     if shown["log_bin"] == "ON" and shown["sync_binlog"] != "1":
         unsafe.append("a crash can lose what was committed from the binary log: SET GLOBAL sync_binlog = 1")
     if shown["innodb_doublewrite"] == "OFF":
@@ -126,6 +129,12 @@ async def _create_tables(session: Session) -> None:
             ) from None
     for name in _TABLES:
         await session.rows(f"SELECT 1 FROM {name} LIMIT 1")  # noqa: S608  # our own names
+
+
+async def forgets_in_a_crash(session: Session) -> str | None:
+    """What is to be changed of a setting that anybody may change while the server runs. Raises the driver's errors."""
+    ((synced,),) = await session.rows("SELECT @@GLOBAL.innodb_flush_log_at_trx_commit")
+    return None if str(synced) in _SYNCED else _NOT_SYNCED
 
 
 async def unfit_tables(session: Session, left_alone: frozenset[str]) -> str | None:

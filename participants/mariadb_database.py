@@ -32,7 +32,7 @@ from coordinator.codec import json_bytes
 from coordinator.protocol.messages import Gid, Prepare, Prepared, ReadOnly, Refused, Vote
 from participants.manager import BranchId, InDoubt, KnownBranch, Unavailable
 from participants.mariadb_branch import MariaDbBranch, Parameters
-from participants.mariadb_checks import check, unfit_tables
+from participants.mariadb_checks import check, forgets_in_a_crash, unfit_tables
 from participants.mariadb_errors import (
     CHECK_FAILED,
     DUPLICATE_KEY,
@@ -115,8 +115,9 @@ class MariaDbDatabase(PreparedDatabase):
         self._pins: dict[BranchId, _Pin] = {}
         self._seen_at: dict[BranchId, float] = {}
         """When a branch became prepared, or was first listed: MariaDB does not tell."""
-        self._unfit_tables: str | None = None
-        self._tables_due_s = 0.0
+        self._unfit: str | None = None
+        """Why all branches are refused."""
+        self._look_due_s = 0.0
 
     # --------------------------------------------------------------------------------------------- life
 
@@ -132,7 +133,7 @@ class MariaDbDatabase(PreparedDatabase):
             )
         finally:
             await session.quit()
-        self._tables_due_s = time.monotonic() + self._settings.tables_every_s
+        self._look_due_s = time.monotonic() + self._settings.tables_every_s
 
     async def close(self) -> None:
         """Gives all connections up. Prepared branches stay, for whoever comes next."""
@@ -233,8 +234,8 @@ class MariaDbDatabase(PreparedDatabase):
         """Raises `_Stale` when the connection was lost: nothing was begun then."""
         xid = xid_of(message.gid, message.branch, database=self._address.database, connection=session.id)
         try:
-            if time.monotonic() >= self._tables_due_s:
-                await self._look_at_tables(session)
+            if time.monotonic() >= self._look_due_s:
+                await self._look_at_server(session)
             session.holds = xid
             await session.script(f"XA START {xid.sql}")
         except (asyncmy.errors.MySQLError, *LOST) as error:
@@ -244,17 +245,23 @@ class MariaDbDatabase(PreparedDatabase):
             raise Unavailable(f"a branch could not be begun: {said(error)}") from error
         return xid
 
-    async def _look_at_tables(self, session: Session) -> None:
-        self._tables_due_s = time.monotonic() + self._settings.tables_every_s
-        wrong = await unfit_tables(session, self._left_alone)
-        if wrong is not None and wrong != self._unfit_tables:
-            _log.error("ALARM: all branches are refused until this is changed: %s", wrong)
-        self._unfit_tables = wrong
+    async def _look_at_server(self, session: Session) -> None:
+        self._look_due_s = time.monotonic() + self._settings.tables_every_s
+        tables = await unfit_tables(session, self._left_alone)
+        lazy = None if self._accept_unsafe else await forgets_in_a_crash(session)
+        for wrong in (tables, lazy):
+            if wrong is not None and self._unfit is None:
+                _log.error("ALARM: all branches are refused until this is changed: %s", wrong)
+        self._unfit = None
+        if lazy is not None:
+            self._unfit = "unfit_server: a crash could make it forget what it promised"
+        if tables is not None:
+            self._unfit = "unfit_tables: there are some that cannot be rolled back"
 
     async def _work(self, session: Session, xid: Xid, message: Prepare, gid: Gid, within_s: float) -> Vote:
-        if self._unfit_tables is not None:
-            self._tables_due_s = 0.0
-            raise Refuse("unfit_tables: there are some that cannot be rolled back")
+        if self._unfit is not None:
+            self._look_due_s = 0.0
+            raise Refuse(self._unfit)
         result, wrote = await self._operate(session, message, within_s)
         shown = None if result is None else result.decode()
         if not wrote:

@@ -611,8 +611,19 @@ async def test_unfit_settings_are_named_with_what_helps():
         # With the binary log on, too, and as a user with no more than that.
         gid = bench.gid()
         await bench.prepare(gid)
+        bench.settings = MariaDbSettings(tables_every_s=0.01)
         await bench.restart()
+        # Nothing is promised any more once the server may forget it; what was promised is kept.
+        await bench.sql("SET GLOBAL innodb_flush_log_at_trx_commit = 2")
+        await asyncio.sleep(0.02)
+        answer = await bench.prepare(refused := bench.gid(), op="pay", account="bob", amount=1)
+        assert isinstance(answer, Refused)
+        assert answer.reason.startswith("unfit_server")
         assert await bench.commit(gid) == acked(gid)
+        await bench.sql("SET GLOBAL innodb_flush_log_at_trx_commit = 1")
+        assert isinstance(await bench.prepare(again := bench.gid(), op="pay", account="bob", amount=1), Prepared)
+        assert await bench.abort(again) == acked(again)
+        assert (await bench.rows())[refused, "b"] == "aborted"
         await bench.stop()
         await bench.other.close()
     finally:

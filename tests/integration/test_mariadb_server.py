@@ -6,10 +6,11 @@ name of what has changed.
 
 import asyncio
 
+import asyncmy
 import pytest
 
 from tests.integration.world import eventually
-from tests.support.mariadb import connect, new_server
+from tests.support.mariadb import Connection, connect, new_server
 
 pytest_plugins = ["tests.support.mariadb_fixtures"]
 
@@ -236,6 +237,18 @@ async def test_statements_in_the_wrong_state(ground):
     await one.run("XA END 'g'")
     assert await one.error("UPDATE t SET v = 9 WHERE id = 2") == 1399
     await one.run("XA ROLLBACK 'g'")
+
+
+async def test_anybody_may_end_anybody_s_branch(ground):
+    """There is no permission check, of which the manual warns."""
+    await ground.other.run("CREATE OR REPLACE USER nobody_s@localhost")
+    await ground.let_go(await ground.prepared("g", CHANGE))
+    raw = await asyncmy.connect(unix_socket=str(ground.server.socket), user="nobody_s", autocommit=True)
+    stranger = Connection(raw)
+    await stranger.run("XA COMMIT 'g'")
+    await stranger.close()
+    assert await ground.listed() == []
+    assert (await ground.values())[1] == 10
 
 
 async def test_names_have_64_bytes_in_each_part(ground):

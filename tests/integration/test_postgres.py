@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import re
 import shutil
 import subprocess
@@ -16,12 +17,12 @@ from aiohttp import web
 
 from cluster.databases.postgres import PostgresServer
 from cluster.databases.server import server_folder
-from coordinator.protocol.messages import Contradicted, Prepared, ReadOnly, Refused
+from coordinator.protocol.messages import Acked, Commit, Contradicted, Prepare, Prepared, ReadOnly, Refused
 from participants.manager import Unavailable
 from participants.operations import Operations, Refuse
 from participants.postgres import PostgresBranch, PostgresManager, PreparedSettings, Unfit
 from participants.postgres_database import PostgresDatabase
-from participants.postgres_names import marker_statement, transaction_name
+from participants.postgres_names import NAME_LIMIT_BYTES, marker_statement, transaction_name
 from participants.resource import Branch, State
 from participants.server import start
 from participants.settings import ServerSettings
@@ -409,6 +410,22 @@ async def test_names_that_are_not_ours_are_not_touched(bench, postgres):
     assert {row["gid"] for row in left} == {prepared_name(gid), "theirs", odd}
     await other.execute(f"ROLLBACK PREPARED '{prepared_name(gid)}'")
     await other.close()
+
+
+async def test_the_longest_names_can_be_prepared_and_a_commit_goes_alone(bench):
+    gid = bench.gid()
+    for plain in ("b", "é'\\;"):  # what cannot stand there as it is takes three characters for a byte
+        start = len(transaction_name(gid, ""))
+        branch = plain * ((NAME_LIMIT_BYTES - start) // (len(transaction_name(gid, plain)) - start))
+        name = transaction_name(gid, branch)
+        pay = json.dumps({"op": "pay", "account": "ann", "amount": 1}).encode()
+        assert isinstance(await bench.send(Prepare(gid=gid, branch=branch, payload=pay)), Prepared)
+        assert name in await bench.held()
+        async with bench.other.transaction():
+            with pytest.raises(asyncpg.ActiveSQLTransactionError):
+                await bench.other.execute(f"COMMIT PREPARED '{name}'")
+        assert await bench.send(Commit(gid=gid, branch=branch)) == Acked(gid=gid, branch=branch)
+    assert await bench.balance("ann") == 98
 
 
 async def test_a_branch_that_another_user_prepared_is_an_alarm(bench, postgres):
