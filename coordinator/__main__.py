@@ -12,8 +12,8 @@ import uvloop
 
 from cluster.replication.clock import Clock, SystemClock
 from cluster.replication.log import CannotStart, OnFatal, ReplicatedLog
-from cluster.replication.raft import RaftLog
 from cluster.replication.raft_journal import file_journal
+from cluster.replication.raft_log import RaftLog
 from cluster.replication.settings import RaftSettings
 from cluster.replication.solo import SoloLog
 from cluster.replication.transport import SocketTransport

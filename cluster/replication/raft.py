@@ -1,7 +1,7 @@
-"""A `ReplicatedLog` over pysyncobj: Raft's elections, terms and log are its, all around them is ours.
+"""`Replica`, a node of pysyncobj's: Raft's elections, terms and log are its, all around them is ours.
 
 This is the only file that imports pysyncobj, and it leans on the insides of one exact version; a test fails loudly
-when they change. What we put in the place of its own:
+when they change. `RaftLog` (`raft_log.py`) drives it. What we put in the place of its own:
 
 | of pysyncobj | here |
 |---|---|
@@ -12,32 +12,18 @@ when they change. What we put in the place of its own:
 | counting who holds what | `Replica` commits what a majority holds, without looking at every entry |
 | its commands (pickled calls) | opaque bytes: `_applyCommand(bytes, callback, REGULAR)`, applied by the state machine |
 | forwarding commands to the leader | refused: a proposal off the leader is `NotProposed` |
-| its snapshots | ours (`snapshot.py`), taken by size, handed over piece by piece (`catch_up.py`) |
+| its snapshots | ours (`snapshot.py`), taken by size (`compaction.py`), handed over piece by piece (`catch_up.py`) |
 
 **A turn**: commit what a majority holds; one tick of pysyncobj's (campaign if the deadline has passed, apply, take
-what was proposed into the log); then we send. Messages are handled as they arrive, turns are coalesced with
-`call_soon`. Nothing in a turn runs code of others except `StateMachine.apply`: proposers hear through futures,
-`on_leadership` through `call_soon`.
-
-**After a stall** (the loop stood still, or the machine did) what peers have said meanwhile waits in the sockets.
-Judging the election deadline before reading it would depose a healthy leader, so a late turn lets the loop read
-first.
-
-**Whoever loses leadership** answers its open proposals at the end of the same turn: by then all that is known to be
-committed has been applied, and what never entered the log has been refused; nobody knows about the rest.
-
-**A node that came without a log** takes no part in elections and counts for nothing until it has joined
-(`standing.py`).
+what was proposed into the log); then we send. Messages are handled as they arrive.
 """
 
-import asyncio
 import logging
 import math
 import operator
 import queue
-import secrets
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -47,18 +33,15 @@ from pysyncobj.node import Node
 from pysyncobj.transport import Transport as StockTransport
 
 from cluster.replication.catch_up import CatchUp
-from cluster.replication.clock import Clock, SystemClock
-from cluster.replication.disk import NO_ROOM
 from cluster.replication.guard import Guard, Message
 from cluster.replication.holdback import ACKNOWLEDGEMENT, HoldBack
-from cluster.replication.journal import JournalHandlers
-from cluster.replication.log import CannotStart, Leadership, NotProposed, OnFatal, ProposalUnknown, StateMachine
+from cluster.replication.log import NotProposed, ProposalUnknown
 from cluster.replication.prevote import PreVote
-from cluster.replication.raft_journal import JournalFactory, RaftJournal
+from cluster.replication.raft_journal import RaftJournal
 from cluster.replication.settings import RaftSettings
-from cluster.replication.snapshot import NOTHING_COMMAND, Snapshot, Snapshots, recover
-from cluster.replication.standing import NONCE_BYTES, Marker, Standing, StandingRefused, at_start, store
-from cluster.replication.transport import Handlers, Transport
+from cluster.replication.snapshot import NOTHING_COMMAND
+from cluster.replication.standing import NONCE_BYTES, Standing
+from cluster.replication.transport import Transport
 
 _log = logging.getLogger(__name__)
 
@@ -71,9 +54,6 @@ _OF_LEADERS: Final = frozenset({"append_entries", "snapshot_piece"})
 _OF_VOTERS: Final = frozenset({"request_vote", "timeout_now"})
 _POLLS: Final = frozenset({"pre_vote", "pre_vote_answer"})
 
-_READS_BEFORE_A_LATE_TURN = 2
-"""Turns of the event loop: the first may run before the sockets are polled, the second cannot."""
-
 _NOT_IN_THE_LOG = frozenset({FAIL_REASON.QUEUE_FULL, FAIL_REASON.MISSING_LEADER, FAIL_REASON.REQUEST_DENIED})
 
 
@@ -82,7 +62,7 @@ def _ignored(owner: object, made: object) -> None:
     del owner, made
 
 
-class _Peer(Node):  # type: ignore[misc] # pysyncobj has no types
+class Peer(Node):  # type: ignore[misc] # pysyncobj has no types
     """A node of the cluster. Its rank is its place among all ids, and its hash: sets of nodes then have one order."""
 
     def __init__(self, node: str, rank: int) -> None:
@@ -107,7 +87,7 @@ class _Adapter(StockTransport):  # type: ignore[misc] # pysyncobj has no types
 
 
 class _NoSnapshots:
-    """In the place of pysyncobj's serializer: it takes no snapshots and sends none. `CatchUp` and `RaftLog` do."""
+    """In the place of pysyncobj's serializer: it takes no snapshots and sends none. `CatchUp` and `Compaction` do."""
 
     def checkSerializing(self) -> tuple[int, None]:
         return SERIALIZER_STATE.NOT_SERIALIZING, None
@@ -162,8 +142,8 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     def __init__(
         self,
         *,
-        node: _Peer,
-        peers: list[_Peer],
+        node: Peer,
+        peers: list[Peer],
         transport: Transport,
         journal: RaftJournal,
         guard: Guard,
@@ -213,7 +193,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             logCompactionMinTime=2**62,
             useFork=False,
         )
-        super().__init__(node, peers, conf=conf, nodeClass=_Peer, transport=_Adapter(self.held))
+        super().__init__(node, peers, conf=conf, nodeClass=Peer, transport=_Adapter(self.held))
         self._SyncObj__serializer = _NoSnapshots()
         self._poller = _NoPoller()
 
@@ -258,9 +238,37 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         """The term of its entry at `index`, None where it has none."""
         return self._journal.term_at(index)
 
+    # Who leads.
+
+    def leads(self) -> bool:
+        """Whether this node does, as far as it knows."""
+        leads: bool = self._isLeader()
+        return leads
+
+    def leader(self) -> str | None:
+        """Who does, if that is this node or one that it is connected to."""
+        leader = self._getLeader()
+        if leader is not None and leader is not self.selfNode and not self.is_connected(leader):
+            # Without any connection pysyncobj does not campaign, and would believe in the last leader for ever.
+            leader = None
+        return None if leader is None else leader.id
+
+    def follows(self, peer: Peer) -> bool:
+        """Whether `peer` is the last leader that it has heard of, connected or not."""
+        follows: bool = self._getLeader() == peer
+        return follows
+
+    def has_backlog(self) -> bool:
+        """Whether it has so much to apply that another had better lead."""
+        return self.last_index - self.applied_index > self._settings.backlog_entries_max
+
+    def hand_over(self, peer: Peer) -> None:
+        """As leader: ask this follower, which holds all of the log, to lead."""
+        self.transferLeadership(peer)
+
     # What arrives.
 
-    def receive(self, sender: _Peer, sender_term: int, message: Message) -> None:
+    def receive(self, sender: Peer, sender_term: int, message: Message) -> None:
         """Handle one message, as far as the guard lets it. Raises what must stop the node."""
         kind = message["type"]
         if kind in _OF_LEADERS and message["term"] >= self.term:
@@ -302,7 +310,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
 
     # Polls before campaigns; see `prevote.py`.
 
-    def _polled(self, sender: _Peer, sender_term: int, message: Message) -> None:
+    def _polled(self, sender: Peer, sender_term: int, message: Message) -> None:
         """A question, or an answer."""
         if sender_term > self.term:
             # It will not follow, nor be led by, who is behind it; a question alone begins no term.
@@ -343,7 +351,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         now_s = stock.monotonicTime()
         if self._SyncObj__raftElectionDeadline >= now_s:
             return False
-        if self.last_index - self.applied_index > self._settings.backlog_entries_max:
+        if self.has_backlog():
             # It would lead for as long as that takes and be of no use; another may have less to do.
             if self._patient_until_s is None:
                 self._patient_until_s = now_s + self._settings.backlog_wait_s
@@ -377,14 +385,14 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
 
     # Catching up.
 
-    def _catch_up_with(self, sender: _Peer, message: Message) -> None:
+    def _catch_up_with(self, sender: Peer, message: Message) -> None:
         if message["index"] > self.commit_index:
             self.catch_up.piece(sender.id, message)
             return
         done = {"type": "snapshot_got", "index": message["index"], "offset": message["size"], "done": True}
         self.held.send(sender.id, done)
 
-    def _acknowledged(self, sender: _Peer, message: Message) -> None:
+    def _acknowledged(self, sender: Peer, message: Message) -> None:
         next_index = self._SyncObj__raftNextIndex
         next_before = next_index[sender]
         outstanding = self._outstanding.get(sender.id)
@@ -405,11 +413,11 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         if outstanding is not None and message["success"] and message["next_node_idx"] > outstanding.last:
             del self._outstanding[sender.id]
 
-    def connect(self, peer: _Peer) -> None:
+    def connect(self, peer: Peer) -> None:
         """There is a connection to `peer`."""
         self._SyncObj__onNodeConnected(peer)
 
-    def disconnect(self, peer: _Peer) -> None:
+    def disconnect(self, peer: Peer) -> None:
         """There is none any more."""
         self._SyncObj__onNodeDisconnected(peer)
         # Whether it arrived is told by the answer to the next heartbeat.
@@ -417,7 +425,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         self.held.forget(peer.id)
         self.catch_up.forget(peer.id)
 
-    def is_connected(self, peer: _Peer) -> bool:
+    def is_connected(self, peer: Peer) -> bool:
         """Whether there is one."""
         connected: bool = self.isNodeConnected(peer)
         return connected
@@ -458,7 +466,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             for _term, callback in waiting.pop(passed):
                 callback(None, FAIL_REASON.UNKNOWN_OUTCOME)
 
-    def caught_up(self, peer: _Peer, index: int) -> None:
+    def caught_up(self, peer: Peer, index: int) -> None:
         """This follower holds the log up to `index`, by a snapshot."""
         if not self._isLeader():
             return
@@ -495,7 +503,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             if peer.id not in self._outstanding and self._told_commit.get(peer.id) != self.commit_index:
                 self._append_to(peer)
 
-    def match_index(self, peer: _Peer) -> int:
+    def match_index(self, peer: Peer) -> int:
         """Up to where this follower is known to hold the leader's log."""
         index: int = self._SyncObj__raftMatchIndex.get(peer, 0)
         return index
@@ -512,7 +520,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         self.catch_up.lead_no_more()
         super()._SyncObj__onBecomeLeader()
 
-    def _append_to(self, peer: _Peer) -> None:
+    def _append_to(self, peer: Peer) -> None:
         """One message: all that is new; or none of it while an answer is outstanding, only what that builds on."""
         if not self.is_connected(peer):
             return
@@ -577,6 +585,21 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         if self._isLeader():
             self.send_eagerly()
 
+    def propose(self, command: bytes, answered: Callable[[object, Exception | None], None]) -> None:
+        """Take `command` into the log; `answered` hears its result, or a `NotProposed` or `ProposalUnknown`.
+
+        `answered` must not raise: pysyncobj would apply the entry a second time.
+        """
+        self._applyCommand(command, partial(self._answer, answered), _REGULAR)
+
+    def _answer(self, answered: Callable[[object, Exception | None], None], result: object, reason: int) -> None:
+        if reason == FAIL_REASON.SUCCESS:
+            answered(result, None)
+        elif reason in _NOT_IN_THE_LOG:
+            answered(None, NotProposed(f"{self.selfNode.id} no longer leads"))
+        else:
+            answered(None, ProposalUnknown(f"pysyncobj's reason is {reason}"))
+
     def append_joined(self, node: str, nonce: bytes) -> None:
         """As its leader: let the log say that this node was there with that nonce."""
         assert self._isLeader()
@@ -640,695 +663,3 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         elif kind != _NO_OP:
             _log.error("ignored a command of unknown type %d in the log", kind)
         return None
-
-
-class RaftLog:
-    """One node of a replicated log.
-
-    `peers` are the ids of the other nodes; `transport` connects to exactly these. `journal` opens this node's journal
-    (`raft_journal.file_journal(folder)`). When anything fails that must not be survived (`apply` raises, a sync fails,
-    logs have diverged), the node goes silent for good: it leaves the network, its open proposals end in
-    `ProposalUnknown`, and `on_fatal` hears why; the process should then end. A disk that is full is survived: the node
-    neither leads nor counts until there is room. `rejoin` says that the disk of this node, which was a member, is
-    lost; without it a node that comes back without its log fails with `StandingRefused`.
-    """
-
-    _replica_type = Replica
-    _snapshots_type = Snapshots
-    _standing_type = Standing
-
-    def __init__(
-        self,
-        *,
-        node: str,
-        peers: Iterable[str],
-        transport: Transport,
-        journal: JournalFactory,
-        settings: RaftSettings | None = None,
-        clock: Clock | None = None,
-        guard: Guard | None = None,
-        on_fatal: OnFatal | None = None,
-        understands: int = 1,
-        rejoin: bool = False,
-    ) -> None:
-        self._node = node
-        self._settings = settings or RaftSettings()
-        ids = sorted({*peers, node})
-        everyone = {id_: _Peer(id_, rank) for rank, id_ in enumerate(ids)}
-        self._self = everyone.pop(node)
-        self._peers = everyone
-        self._transport = transport
-        self._open_journal = journal
-        self._clock = clock or SystemClock()
-        self._guard = guard or Guard()
-        self._on_fatal = on_fatal
-        self._understands = understands
-        self._peers_understand: dict[str, int] = {}
-        """What peers have said of themselves, each on its present connection."""
-        self._rejoin = rejoin
-        self._standing = self._standing_type(node, everyone, Marker(node=node, voter=False))
-        """Until it is read from disk, that of a node that does not count."""
-        self._voter_from: int | None = None
-        """It may be a voter once the journal is durable up to this position; None: it may not."""
-        self._keeping: asyncio.Task[None] | None = None
-        self._next_keep_s = 0.0
-        self._next_word_s = 0.0
-        self._joined_said_s: dict[tuple[str, bytes], float] = {}
-        """By node and nonce: when this node, leading, let the log say so."""
-        self._replica: Replica | None = None
-        self._journal: RaftJournal | None = None
-        self._machine: StateMachine | None = None
-        self._snapshots: Snapshots | None = None
-        self._catch_up: CatchUp | None = None
-        self._snapshot: Snapshot | None = None
-        """The newest that this node has."""
-        self._taking: asyncio.Task[None] | None = None
-        self._next_snapshot_s = 0.0
-        self._queued_bytes = 0
-        """Of commands that are not in the log yet, about."""
-        self._on_leadership: Callable[[Leadership], None] | None = None
-        self._told: Leadership | None = None
-        self._open: dict[asyncio.Future[object], float] = {}
-        """Open proposals and when they time out, oldest first."""
-        self._orphaned = False
-        self._transferring = False
-        self._ended: str | None = "not started"
-        self._leaving: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._woken = False
-        self._turned_s = 0.0
-        self._reads_owed = 0
-        self._watchers: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
-        assert transport.frame_bytes_max >= self._settings.message_bytes_max
-
-    @property
-    def node(self) -> str:
-        """This node's id."""
-        return self._node
-
-    async def start(self, machine: StateMachine, on_leadership: Callable[[Leadership], None]) -> None:
-        """Open the journal, listen, and begin. Raises OSError, `CannotStart`."""
-        assert self._replica is None, "a log starts once"
-        self._on_leadership = on_leadership
-        self._machine = machine
-        journal, snapshots, found = await asyncio.get_running_loop().run_in_executor(None, self._read_disk)
-        if found is not None:
-            self._snapshot, put = found
-            put()
-        self._replica = self._replica_type(
-            node=self._self,
-            peers=list(self._peers.values()),
-            transport=self._transport,
-            journal=journal,
-            guard=self._guard,
-            apply=machine.apply,
-            settings=self._settings,
-            standing=self._standing,
-            joined=self._joined,
-        )
-        self._replica.catch_up = self._catch_up = CatchUp(
-            snapshots=snapshots,
-            owner=self,
-            send=self._replica.held.send,
-            clock=self._clock,
-            piece_bytes=self._settings.snapshot_piece_bytes,
-            repeat_s=self._settings.leader_fallback_s,
-        )
-        if self._snapshot is not None:
-            self._replica.start_at(self._snapshot.index)
-        handlers = Handlers(
-            message=self._received,
-            connected=self._connected,
-            disconnected=self._disconnected,
-            refused=self._refused,
-        )
-        self._ended = None
-        journal.start(
-            JournalHandlers(durable=self._durable, full=self._disk_full, room=self._disk_has_room, fatal=self._fail)
-        )
-        try:
-            await self._transport.start(handlers)
-        except OSError:
-            await self.stop()
-            raise
-        self._turned_s = self._clock.monotonic_s()
-        self._found()  # with nobody else there is nobody to ask
-        self._tell()
-        self._on_timer()
-
-    def _read_disk(self) -> tuple[RaftJournal, Snapshots, tuple[Snapshot, Callable[[], object]] | None]:
-        """On a thread: read what is on disk."""
-        assert self._machine is not None
-        self._journal = journal = self._open_journal()
-        try:
-            self._snapshots = snapshots = self._snapshots_type(journal.disk)
-            has_history = journal.has_history or bool(snapshots.indices())
-            # Before anything else is made of what is there.
-            self._read_standing(journal, has_history=has_history)
-            return journal, snapshots, recover(snapshots, journal, self._machine.restore)
-        except BaseException:
-            journal.close()
-            raise
-
-    def _read_standing(self, journal: RaftJournal, *, has_history: bool) -> None:
-        marker = at_start(
-            journal.disk,
-            self._node,
-            has_log=journal.has_log,
-            has_history=has_history,
-            rejoin=self._rejoin,
-            nonce=secrets.token_bytes(NONCE_BYTES),
-        )
-        self._standing = self._standing_type(self._node, self._peers, marker)
-        if not marker.voter:
-            _log.warning(
-                "%s: %s holds no whole log of this node; it counts for nothing until it has joined, or, in a new "
-                "cluster, until all nodes are there",
-                self._node,
-                journal.disk.where(),
-            )
-
-    def propose(self, command: bytes) -> asyncio.Future[object]:
-        """Ask for `command` to be committed; known to have ended after `proposal_timeout_s` at the latest."""
-        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        replica = self._replica
-        refusal = self._refusal(command)
-        if refusal is not None or replica is None:
-            future.set_exception(NotProposed(refusal))
-            return future
-        self._open[future] = self._clock.monotonic_s() + self._settings.proposal_timeout_s
-        self._queued_bytes += len(command)
-        replica._applyCommand(command, partial(self._answered, future), _REGULAR)
-        self._wake()
-        return future
-
-    def leadership(self) -> Leadership:
-        """Who leads, as this node knows it now."""
-        replica = self._replica
-        if replica is None:
-            return Leadership(term=0, leader=None, is_leader=False)
-        if self._ended is not None:
-            return Leadership(term=replica.term, leader=None, is_leader=False)
-        leader = replica._getLeader()
-        if leader is not None and leader is not self._self and not replica.is_connected(leader):
-            # Without any connection pysyncobj does not campaign, and would believe in the last leader for ever.
-            leader = None
-        return Leadership(
-            term=replica.term, leader=None if leader is None else leader.id, is_leader=bool(replica._isLeader())
-        )
-
-    def reachable(self) -> frozenset[str]:
-        """Ids of the other nodes that this one is connected to."""
-        return frozenset() if self._ended is not None else self._transport.connected()
-
-    def understands(self) -> dict[str, int | None]:
-        """What each node has said that it understands; see `ReplicatedLog`."""
-        reachable = self.reachable()
-        said: dict[str, int | None] = {self._node: self._understands}
-        return said | {peer: self._peers_understand.get(peer, 1) if peer in reachable else None for peer in self._peers}
-
-    def joining(self) -> frozenset[str]:
-        """Ids of the nodes that came without a log and do not count yet; its own as well."""
-        if self._replica is None or self._ended is not None:
-            return frozenset()
-        joiners = frozenset(peer for peer, _nonce in self._standing.joiners())
-        return joiners if self._standing.is_voter else joiners | {self._node}
-
-    async def transfer(self) -> bool:
-        """Hand leadership over: no proposals are taken meanwhile, and what is open is ended first.
-
-        False if this node does not lead, nobody can take over (at once, when nobody is there), or
-        `transfer_timeout_s` has passed; then it goes on.
-        """
-        replica = self._replica
-        if replica is None or self._transferring or not self._can_hand_over():
-            return False
-        self._transferring = True
-        try:
-            async with asyncio.timeout(self._settings.transfer_timeout_s):
-                await self._until(lambda: self._successor() is not None or not self._can_hand_over())
-                successor = self._successor()
-                if successor is None:
-                    return self._has_another_leader()
-                replica.transferLeadership(successor)
-                await self._until(lambda: self._has_another_leader() or not self._anybody_else())
-                return self._has_another_leader()
-        except TimeoutError:
-            return False
-        finally:
-            self._transferring = False
-
-    async def stop(self) -> None:
-        """Stop taking part, and release sockets and files. Futures still open end in `ProposalUnknown`."""
-        if self._ended == "stopped":
-            return
-        self._end("stopped")
-        if self._leaving is not None:
-            await self._leaving
-        await self._transport.stop()
-        if self._catch_up is not None:
-            await self._catch_up.stop()
-        tasks = [task for task in (self._taking, self._keeping) if task is not None]
-        if tasks:
-            await asyncio.wait(tasks)
-        if self._replica is not None:
-            self._replica.destroy()
-        if self._journal is not None:
-            await asyncio.get_running_loop().run_in_executor(None, self._journal.close)
-
-    @property
-    def trouble(self) -> str | None:
-        """What keeps this node from taking part, for people; None: nothing does."""
-        return None if self._journal is None else self._journal.full
-
-    def _refusal(self, command: bytes) -> str | None:
-        """Why this command cannot be taken."""
-        if self._ended is not None or self._replica is None:
-            return f"{self._node} does not run: {self._ended}"
-        if not self._replica._isLeader():
-            return f"{self._node} does not lead"
-        if self._transferring:
-            return f"{self._node} hands leadership over"
-        if len(command) > self._settings.max_command_bytes:
-            return f"{len(command)} bytes; the limit is {self._settings.max_command_bytes}"
-        if self._journal is not None and self._unsynced_bytes() >= self._settings.unsynced_bytes_max:
-            return "the disk does not keep up"
-        if len(self._open) >= self._settings.proposals_max:
-            return f"{self._settings.proposals_max} proposals are open already"
-        return None
-
-    def _answered(self, future: asyncio.Future[object], result: object, reason: int) -> None:
-        """How pysyncobj answers a proposal. Must not raise: it would apply the entry a second time."""
-        self._open.pop(future, None)
-        if future.done():
-            return
-        if reason == FAIL_REASON.SUCCESS:
-            future.set_result(result)
-        elif reason in _NOT_IN_THE_LOG:
-            future.set_exception(NotProposed(f"{self._node} no longer leads"))
-        else:
-            future.set_exception(ProposalUnknown(f"pysyncobj's reason is {reason}"))
-
-    def _unsynced_bytes(self) -> int:
-        assert self._journal is not None
-        return self._queued_bytes + self._journal.unsynced_bytes
-
-    # Snapshots.
-
-    def _take_snapshot(self, now_s: float) -> None:
-        """Begin one, if it is time."""
-        replica, settings, last = self._replica, self._settings, self._snapshot
-        if replica is None or self._taking is not None or now_s < self._next_snapshot_s:
-            return
-        index, since = (0, settings.snapshot_log_bytes) if last is None else (last.index, last.size)
-        if (
-            replica.applied_bytes < max(settings.snapshot_log_bytes, since)
-            and replica.applied_index - index < settings.snapshot_log_entries
-        ) or replica.applied_index <= index:
-            return
-        replica.applied_bytes = 0
-        self._taking = asyncio.get_running_loop().create_task(self._taken())
-        self._taking.add_done_callback(self._took)
-
-    async def _taken(self) -> None:
-        replica, machine, snapshots = self._replica, self._machine, self._snapshots
-        assert replica is not None
-        assert machine is not None
-        assert snapshots is not None
-        index = replica.applied_index
-        term = replica.term_at(index)
-        assert term is not None
-        frozen = [machine.snapshot()]
-
-        def written() -> Snapshot:
-            # It is let go of here: freeing a million rows takes time, and the loop has none.
-            return snapshots.write(index, term, frozen.pop()())
-
-        try:
-            snapshot = await asyncio.get_running_loop().run_in_executor(None, written)
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            _log.error("%s: no room for a snapshot: %s", self._node, error)
-            self._next_snapshot_s = self._clock.monotonic_s() + self._settings.snapshot_retry_s
-            replica.applied_bytes += self._settings.snapshot_log_bytes
-            return
-        if self._ended is not None or (self._snapshot is not None and self._snapshot.index > snapshot.index):
-            return
-        _log.info("%s: a snapshot of entry %d, %d bytes", self._node, snapshot.index, snapshot.size)
-        previous, self._snapshot = self._snapshot, snapshot
-        if previous is not None:
-            replica.compact(previous.index)
-
-    def _took(self, task: asyncio.Task[None]) -> None:
-        self._taking = None
-        error = task.exception()
-        if error is not None:
-            self.failed(error)
-
-    def decode(self, pieces: Iterable[bytes]) -> Callable[[], object]:
-        """See `catch_up.Owner`."""
-        assert self._machine is not None
-        return self._machine.restore(pieces)
-
-    def install(self, snapshot: Snapshot, put: Callable[[], object]) -> object:
-        """See `catch_up.Owner`."""
-        replica = self._replica
-        if self._ended is not None or replica is None or snapshot.index <= replica.applied_index:
-            return None
-        replaced = put()
-        replica.jump_to(snapshot.index, snapshot.term)
-        replica.applied_bytes = 0
-        self._snapshot = snapshot
-        _log.info("%s: caught up to entry %d by a snapshot", self._node, snapshot.index)
-        return replaced
-
-    def caught_up(self, peer: str, index: int) -> None:
-        """See `catch_up.Owner`."""
-        if self._ended is None and self._replica is not None:
-            self._replica.caught_up(self._peers[peer], index)
-            self._wake()
-
-    def failed(self, error: BaseException) -> None:
-        """See `catch_up.Owner`."""
-        self._fail(error)
-
-    # This node's standing, and its peers'; see `standing.py`.
-
-    def _say_standing(self, peer: str) -> None:
-        replica, journal = self._replica, self._journal
-        assert replica is not None
-        assert journal is not None
-        self._transport.send(peer, replica.term, self._standing.say(peer, history=journal.has_history))
-
-    def _say_standings(self) -> None:
-        for peer in sorted(self.reachable()):
-            self._say_standing(peer)
-
-    def _heard_standing(self, peer: str, message: Message) -> None:
-        standing, journal = self._standing, self._journal
-        assert journal is not None
-        if standing.hear(peer, message):
-            self._say_standing(peer)
-        if standing.is_refused_by(message):
-            self._fail(
-                StandingRefused(
-                    f"{self._node} was a member of this cluster, as {peer} knows, and its log is not in "
-                    f"{journal.disk.where()}. If its disk is really lost, start it with --rejoin (`outlast start "
-                    f"{self._node} --rejoin`); else put the right folder in place. Nothing of what was there has been "
-                    "changed"
-                )
-            )
-            return
-        self._found()
-        self._keep_standing()
-
-    def _found(self) -> None:
-        """Be a voter of a cluster that begins, if this is that moment."""
-        replica, journal = self._replica, self._journal
-        assert replica is not None
-        assert journal is not None
-        if self._voter_from is None and self._standing.may_found(self.reachable(), history=journal.has_history):
-            self._voter_from = journal.position
-            self._keep_standing()
-
-    def _joined(self, node: str, nonce: bytes) -> None:
-        """The log says that this node was there with that nonce, and that is committed."""
-        replica, journal = self._replica, self._journal
-        assert replica is not None
-        assert journal is not None
-        if self._voter_from is None and self._standing.admits(node, nonce):
-            replica.abstain()
-            self._voter_from = journal.position
-        elif node == self._node and self._standing.is_voter:
-            # Its leader has not heard that it is one already.
-            self._say_standings()
-
-    def _keep_standing(self) -> None:
-        """Store what has changed, and rely on it when it is durable."""
-        journal, marker = self._journal, self._standing.marker
-        assert journal is not None
-        if self._ended is not None or self._keeping is not None or self._clock.monotonic_s() < self._next_keep_s:
-            return
-        voter = marker.voter or (self._voter_from is not None and self._voter_from <= journal.durable_position)
-        known = frozenset(self._standing.known)
-        if (voter, known) == (marker.voter, marker.known):
-            return
-        wanted = replace(marker, known=known)
-        if voter:
-            wanted = Marker(node=self._node, voter=True, known=known)
-        self._keeping = asyncio.get_running_loop().create_task(self._kept(journal, wanted))
-        self._keeping.add_done_callback(self._has_kept)
-
-    async def _kept(self, journal: RaftJournal, wanted: Marker) -> None:
-        try:
-            await asyncio.get_running_loop().run_in_executor(None, store, journal.disk, wanted)
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            _log.error("%s: no room to note this node's standing: %s", self._node, error)
-            self._next_keep_s = self._clock.monotonic_s() + self._settings.snapshot_retry_s
-            return
-        is_new = wanted.voter and not self._standing.is_voter
-        self._standing.marker = wanted
-        if is_new and self._ended is None and self._replica is not None:
-            _log.warning("%s: this node counts from now on", self._node)
-            self._say_standings()
-            if not journal.has_history:
-                # The cluster begins; there is no leader to wait for.
-                self._campaign_in_turn(self._peers)
-            self._wake()
-
-    def _has_kept(self, task: asyncio.Task[None]) -> None:
-        self._keeping = None
-        error = task.exception()
-        if error is not None:
-            self.failed(error)
-
-    def _admit(self, now_s: float) -> None:
-        """As leader: let those join who came without a log, and say so again for as long as they are not in."""
-        assert self._replica is not None
-        if self.trouble is not None:
-            return
-        said, self._joined_said_s = self._joined_said_s, {}
-        for peer, nonce in self._standing.joiners():
-            said_s = said.get((peer, nonce), -math.inf)
-            if now_s - said_s >= self._settings.leader_fallback_s:
-                said_s = now_s
-                self._replica.append_joined(peer, nonce)
-            self._joined_said_s[peer, nonce] = said_s
-
-    # What the journal tells.
-
-    def _durable(self, _position: int) -> None:
-        if self._ended is None and self._replica is not None:
-            self._replica.held.release()
-            self._keep_standing()
-            self._wake()
-
-    def _disk_full(self, why: str) -> None:
-        if self._ended is not None or self._replica is None:
-            return
-        _log.error("%s takes no part until there is room: %s", self._node, why)
-        self._replica.idle(idle=True)
-        self._tell()
-        self._wake()
-
-    def _disk_has_room(self) -> None:
-        if self._ended is None and self._replica is not None:
-            _log.warning("%s takes part again", self._node)
-            self._replica.idle(idle=False)
-            self._wake()
-
-    # What the transport tells.
-
-    def _received(self, peer: str, term: int, message: Message) -> None:
-        if self._ended is not None or self._replica is None:
-            return
-        if message["type"] == "understands":
-            self._peers_understand[peer] = message["level"]
-            return
-        if message["type"] == "standing":
-            self._heard_standing(peer, message)
-            return
-        try:
-            self._replica.receive(self._peers[peer], term, message)
-        except Exception as error:  # noqa: BLE001 - whatever it is, this node must stop
-            self._fail(error)
-            return
-        self._tell()
-        self._wake()
-
-    def _connected(self, peer: str) -> None:
-        assert self._replica is not None
-        self._say_standing(peer)
-        self._replica.connect(self._peers[peer])
-        self._transport.send(peer, self._replica.term, {"type": "understands", "level": self._understands})
-        self._wake()
-
-    def _disconnected(self, peer: str) -> None:
-        assert self._replica is not None
-        self._replica.disconnect(self._peers[peer])
-        self._peers_understand.pop(peer, None)
-        self._standing.forget(peer)
-        self._wake()
-
-    def _refused(self, peer: str) -> None:
-        """If this was the leader: elect another, the survivors one after the other."""
-        if self._ended is not None or self._replica is None or self._replica._getLeader() != self._peers[peer]:
-            return
-        if self._replica.last_index - self._replica.applied_index > self._settings.backlog_entries_max:
-            return  # the election timeout is still there, should nobody else win
-        self._campaign_in_turn(id_ for id_ in self._peers if id_ != peer)
-        self._wake()
-
-    def _campaign_in_turn(self, others: Iterable[str]) -> None:
-        """There is no leader: campaign soon, one after the other."""
-        assert self._replica is not None
-        self._replica.campaign_within(sum(1 for id_ in others if id_ < self._node) * self._settings.death_step_s)
-
-    # Turns.
-
-    def _wake(self) -> None:
-        if not self._woken:
-            self._woken = True
-            asyncio.get_running_loop().call_soon(self._turn)
-
-    def _on_timer(self) -> None:
-        if self._ended is not None or self._replica is None:
-            return
-        self._timer = asyncio.get_running_loop().call_later(self._settings.tick_s, self._on_timer)
-        now_s = self._clock.monotonic_s()
-        late = []
-        for future, deadline_s in self._open.items():
-            if deadline_s > now_s:
-                break
-            late.append(future)
-        for future in late:
-            del self._open[future]
-            if not future.done():
-                future.set_exception(ProposalUnknown(f"no majority within {self._settings.proposal_timeout_s} s"))
-        if self._replica._isLeader():
-            try:
-                self._admit(now_s)
-            except Exception as error:  # noqa: BLE001 - whatever it is, this node must stop
-                self._fail(error)
-                return
-            self._replica.tell_commits()
-        elif not self._standing.is_voter and now_s >= self._next_word_s:
-            # Who leads now may not know; and the word may have been overtaken by one that was older.
-            self._next_word_s = now_s + self._settings.leader_fallback_s
-            self._say_standings()
-        self._keep_standing()
-        self._take_snapshot(now_s)
-        self._wake()
-
-    def _turn(self) -> None:
-        self._woken = False
-        replica = self._replica
-        if self._ended is not None or replica is None:
-            return
-        now_s = self._clock.monotonic_s()
-        if now_s - self._turned_s > self._settings.stall_s:
-            self._reads_owed = _READS_BEFORE_A_LATE_TURN
-        self._turned_s = now_s
-        if self._reads_owed:
-            self._reads_owed -= 1
-            self._wake()
-            return
-        self._queued_bytes = 0
-        try:
-            replica.turn()
-        except Exception as error:  # noqa: BLE001 - whatever it is, this node must stop
-            self._fail(error)
-            return
-        self._tell()
-        if self._orphaned:
-            self._orphaned = False
-            self._abandon("this node no longer leads")
-        if replica.commit_index > replica.applied_index:
-            self._wake()
-        for condition, future in self._watchers:
-            if not future.done() and condition():
-                future.set_result(None)
-
-    def _tell(self) -> None:
-        """Report a change of leadership, and note its loss."""
-        now = self.leadership()
-        if now == self._told:
-            return
-        if self._told is not None and self._told.is_leader:
-            self._orphaned = True
-        self._told = now
-        if self._on_leadership is not None:
-            asyncio.get_running_loop().call_soon(self._on_leadership, now)
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        """Wait for the end of a turn in which `condition` holds."""
-        if condition():
-            return
-        watcher = (condition, asyncio.get_running_loop().create_future())
-        self._watchers.append(watcher)
-        try:
-            await watcher[1]
-        finally:
-            self._watchers.remove(watcher)
-
-    def _has_another_leader(self) -> bool:
-        return self.leadership().leader not in (None, self._node)
-
-    def _anybody_else(self) -> bool:
-        """Whether another node is there, and enough of them to elect one of them."""
-        return len(self.reachable() - self.joining()) >= (len(self._peers) + 1) // 2
-
-    def _can_hand_over(self) -> bool:
-        return self.leadership().is_leader and self._anybody_else()
-
-    def _successor(self) -> _Peer | None:
-        """A follower that holds all of this leader's log, nothing in it being open."""
-        replica = self._replica
-        if replica is None or not self.leadership().is_leader:
-            return None
-        if self._open or replica.applied_index != replica.last_index:
-            return None
-        ready = [
-            peer
-            for peer in self._peers.values()
-            if replica.is_connected(peer)
-            and replica.match_index(peer) == replica.last_index
-            and not self._standing.is_joining(peer.id)
-        ]
-        return ready[0] if ready else None
-
-    # The end.
-
-    def _abandon(self, why: str) -> None:
-        abandoned, self._open = self._open, {}
-        for future in abandoned:
-            if not future.done():
-                future.set_exception(ProposalUnknown(why))
-
-    def _end(self, why: str) -> None:
-        """Neither act nor speak from here on."""
-        self._ended = why
-        if self._timer is not None:
-            self._timer.cancel()
-        self._tell()
-        self._abandon(f"the node has ended: {why}")
-        for _condition, future in self._watchers:
-            if not future.done():
-                future.set_result(None)
-
-    def _fail(self, error: BaseException) -> None:
-        """Go silent for good, and say so."""
-        if self._ended is not None:
-            return
-        loop = asyncio.get_running_loop()
-        if isinstance(error, CannotStart):
-            _log.critical("%s: this node must stop: %s", self._node, error)  # it says what to do, to people
-        else:
-            _log.critical("%s: this node must stop", self._node, exc_info=error)
-        self._end(f"failed: {error!r}")
-        self._leaving = loop.create_task(self._transport.stop())
-        if self._on_fatal is not None:
-            loop.call_soon(self._on_fatal, error)

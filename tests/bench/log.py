@@ -21,8 +21,8 @@ from typing import Any
 import uvloop
 
 from cluster.replication.log import Leadership, ReplicatedLog
-from cluster.replication.raft import RaftLog
 from cluster.replication.raft_journal import file_journal
+from cluster.replication.raft_log import RaftLog
 from cluster.replication.solo import SoloLog
 from cluster.replication.transport import SocketTransport
 from tests.contract.worlds import reserved_addresses

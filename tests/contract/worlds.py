@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cluster.replication.log import Leadership, NotProposed, ReplicatedLog
 from cluster.replication.memory import MemoryLog
-from cluster.replication.raft import RaftLog
 from cluster.replication.raft_journal import file_journal
+from cluster.replication.raft_log import RaftLog
 from cluster.replication.settings import RaftSettings
 from cluster.replication.solo import SoloLog
 from cluster.replication.transport import SocketTransport

@@ -147,7 +147,7 @@ def test_lines_that_should_not_be_in_a_log(tmp_path: Path) -> None:
     assert bad_lines(log) == []
     bad = [
         "2026-01-01 00:00:00,000 ERROR coordinator.api: POST / failed",
-        "2026-01-01 00:00:00,000 CRITICAL cluster.replication.raft: n1: this node must stop",
+        "2026-01-01 00:00:00,000 CRITICAL cluster.replication.raft_log: n1: this node must stop",
         "Traceback (most recent call last):",
         "Exception ignored in: <coroutine object at 0x7f>",
         "Fatal Python error: Segmentation fault",

@@ -10,13 +10,15 @@ from typing import Any
 from pysyncobj import syncobj as stock
 
 from cluster.replication import raft
+from cluster.replication.compaction import Compaction
 from cluster.replication.disk import File
 from cluster.replication.guard import Guard, LogView, Message, Verdict
 from cluster.replication.holdback import ACKNOWLEDGEMENT, VOTES, HoldBack
 from cluster.replication.journal import DurableJournal
 from cluster.replication.log import CannotStart, Leadership, NotProposed, ProposalUnknown
-from cluster.replication.raft import RaftLog, Replica
+from cluster.replication.raft import Replica
 from cluster.replication.raft_journal import RaftJournal
+from cluster.replication.raft_log import RaftLog
 from cluster.replication.settings import RaftSettings
 from cluster.replication.snapshot import Snapshots
 from cluster.replication.standing import Standing
@@ -107,13 +109,16 @@ class VainRaftLog(RaftLog):
     _replica_type = VainReplica
 
 
-class HeedlessRaftLog(RaftLog):
+class HeedlessCompaction(Compaction):
     """Known bad: compacts the log without a snapshot."""
 
-    def _take_snapshot(self, now_s: float) -> None:
-        assert self._replica is not None
+    def take_if_due(self, now_s: float) -> None:
         if self._replica.applied_index > self._settings.snapshot_log_entries:
             self._replica.compact(self._replica.applied_index)
+
+
+class HeedlessRaftLog(RaftLog):
+    _compaction_type = HeedlessCompaction
 
 
 class UnsyncedSnapshots(Snapshots):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster.replication.guard import Guard
-from cluster.replication.raft import RaftLog
+from cluster.replication.raft_log import RaftLog
 from tests.simulation.replicas import (
     NODES,
     Cluster,

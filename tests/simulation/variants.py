@@ -11,8 +11,8 @@ from typing import Any
 
 from cluster.replication.guard import Guard, LogView, Message, Verdict
 from cluster.replication.log import NotProposed, ProposalUnknown
-from cluster.replication.raft import RaftLog
 from cluster.replication.raft_journal import RaftJournal
+from cluster.replication.raft_log import RaftLog
 from coordinator.driver import Driver
 from coordinator.ledger import Knowledge, Ledger
 from coordinator.node import Node

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from cluster.replication.raft import RaftLog
 from cluster.replication.raft_journal import RaftJournal
+from cluster.replication.raft_log import RaftLog
 from coordinator.ledger import Applied, Ledger
 from coordinator.node import Node
 from tests.simulation.disk import SimulatedDisk

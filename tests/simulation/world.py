@@ -21,12 +21,12 @@ from typing import Any, Final
 from aiohttp import helpers
 from pysyncobj import syncobj as stock
 
-from cluster.replication import raft
+from cluster.replication import raft_log
 from cluster.replication.guard import Guard
 from cluster.replication.journal import DurableJournal, JournalSettings
 from cluster.replication.log import CannotStart
-from cluster.replication.raft import RaftLog
 from cluster.replication.raft_journal import RaftJournal
+from cluster.replication.raft_log import RaftLog
 from cluster.replication.segments import SegmentSettings
 from cluster.replication.settings import RaftSettings
 from coordinator.config import NodeConfig, Peer, Timing
@@ -489,13 +489,13 @@ def _libraries_live_in(loop: ConnectedLoop, seed: int) -> Iterator[None]:
     """pysyncobj's time and chance, names of empty nodes, and the date that aiohttp puts on its answers."""
     before = stock.monotonicTime, stock.random, stock.PIPE_NOTIFIER_ENABLED, helpers.time
     stock.monotonicTime, stock.random, stock.PIPE_NOTIFIER_ENABLED = loop.time, random.Random(f"raft {seed}"), False
-    raft.secrets = SimpleNamespace(token_bytes=random.Random(f"nonces {seed}").randbytes)  # type: ignore[attr-defined]
+    raft_log.secrets = SimpleNamespace(token_bytes=random.Random(f"nonces {seed}").randbytes)  # type: ignore[attr-defined]
     helpers.time = SimpleNamespace(**{**vars(time), "time": lambda: 1_700_000_000 + loop.now_s})  # type: ignore[attr-defined]
     try:
         yield
     finally:
         stock.monotonicTime, stock.random, stock.PIPE_NOTIFIER_ENABLED, helpers.time = before  # type: ignore[attr-defined]
-        raft.secrets = secrets  # type: ignore[attr-defined]
+        raft_log.secrets = secrets  # type: ignore[attr-defined]
 
 
 def simulate(seed: int, plan: Plan, classes: Classes | None = None, *, tracing: bool = False) -> Report:

@@ -195,9 +195,9 @@ def _nothing(*_: object) -> None:
 
 def replica(journal: Any) -> tuple[raft.Replica, NoTransport, list[bytes]]:
     transport, applied = NoTransport(), []
-    peers = [raft._Peer("n2", 1), raft._Peer("n3", 2)]
+    peers = [raft.Peer("n2", 1), raft.Peer("n3", 2)]
     node = raft.Replica(
-        node=raft._Peer("n1", 0),
+        node=raft.Peer("n1", 0),
         peers=peers,
         transport=transport,  # type: ignore[arg-type]
         journal=journal,

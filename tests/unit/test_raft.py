@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from pysyncobj import FAIL_REASON
 
-from cluster.replication import raft
+from cluster.replication import raft, raft_log
 from cluster.replication.guard import LogDiverged, Message
 from cluster.replication.journal import DurableJournal, JournalSettings
 from cluster.replication.log import Leadership, NotProposed, ProposalUnknown
-from cluster.replication.raft import RaftLog
 from cluster.replication.raft_journal import RaftJournal
+from cluster.replication.raft_log import RaftLog
 from cluster.replication.segments import SegmentSettings
 from cluster.replication.settings import RaftSettings
 from cluster.replication.transport import Handlers
@@ -159,7 +159,7 @@ def test_after_a_stall_what_has_arrived_is_read_before_anyone_is_deposed() -> No
 
 
 def test_else_it_would_ask_who_votes_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raft, "_READS_BEFORE_A_LATE_TURN", 0)
+    monkeypatch.setattr(raft_log, "_READS_BEFORE_A_LATE_TURN", 0)
     assert alone(_stall).transport.said("pre_vote")
 
 
@@ -476,10 +476,12 @@ def test_the_queue_is_bounded() -> None:
 def test_only_three_reasons_are_definite(name: str) -> None:
     async def scenario(node: Alone) -> None:
         await node.lead()
-        future = asyncio.get_running_loop().create_future()
-        node.log._answered(future, None, getattr(FAIL_REASON, name))
+        errors: list[Exception | None] = []
+        replica = node.log._replica
+        assert replica is not None
+        replica._answer(lambda _result, error: errors.append(error), None, getattr(FAIL_REASON, name))
         definite = name in {"QUEUE_FULL", "MISSING_LEADER", "REQUEST_DENIED"}
-        assert isinstance(future.exception(), NotProposed if definite else ProposalUnknown)
+        assert isinstance(errors[0], NotProposed if definite else ProposalUnknown)
 
     alone(scenario)
 

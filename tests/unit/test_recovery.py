@@ -13,8 +13,8 @@ from cluster.recovery import Remains, choose, copy_name, examine, note_generatio
 from cluster.replication.clock import SystemClock
 from cluster.replication.log import CannotStart, Leadership
 from cluster.replication.offline import Offline
-from cluster.replication.raft import RaftLog
 from cluster.replication.raft_journal import file_journal
+from cluster.replication.raft_log import RaftLog
 from cluster.replication.transport import SocketTransport
 from coordinator.config import NodeConfig, split_address
 from coordinator.copies import CopyReader
