@@ -15,7 +15,7 @@ import ssl
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlsplit
 
 import aiohttp
@@ -32,6 +32,8 @@ from coordinator.protocol.transaction import Decision, Transaction
 from coordinator.reconcile import Judgement, Release, Testimony, Wait, judge_active, judge_copied, judge_unknown
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _GIDS_AT_ONCE: Final = 50
 """In one question; a participant of ours takes up to 100."""
@@ -75,6 +77,7 @@ class Inquiry:
         self._settled: Counter[str] = Counter()
         self._waits: dict[str, tuple[str, ...]] = {}
         self._quiet = 0
+        self._rounds = 0
         self._alarmed: set[str] = set()
 
     def start(self) -> None:
@@ -159,7 +162,8 @@ class Inquiry:
             {gid for view in views for gid in view.prepared if self._ledger.get(gid) is None},
             key=lambda gid: Gid.parse(gid) or Gid("", 0, 0),
         )
-        held, unknown = held[:_PER_ROUND], unknown[:_PER_ROUND]
+        held, unknown = self._some(held), self._some(unknown)
+        self._rounds += 1
         told = await self._testimonies(asked, held, unknown)
         if not self._open(lost):
             return False
@@ -183,6 +187,11 @@ class Inquiry:
             if applied.verdict is Verdict.APPLIED:
                 _log.warning("all is found out that can be after the restore: %s", self._counts())
         return progress
+
+    def _some(self, all_of_them: list[_T]) -> list[_T]:
+        """As many as a round looks at, others each time: the first ones may wait for somebody who is away."""
+        first = self._rounds * _PER_ROUND % max(1, len(all_of_them))
+        return (all_of_them[first:] + all_of_them[:first])[:_PER_ROUND]
 
     def _open(self, lost: LostRange) -> bool:
         return self._driver.leading and self._ledger.lost is not None and self._ledger.lost.high == lost.high

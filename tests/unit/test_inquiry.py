@@ -504,6 +504,22 @@ async def test_a_copy_of_another_cluster(world):
         assert node.node.ledger.staged is None
 
 
+async def test_those_that_wait_for_one_who_is_away_do_not_keep_the_rest_from_being_looked_at(monkeypatch):
+    monkeypatch.setattr("coordinator.inquiry._PER_ROUND", 1)
+    world = World(NullManager(), NullManager())
+    gids = await undecided_copy(world, ["pp", "pp", "pc"])
+    async with Life(world) as life:
+        await life.restore()
+        await life.node.register("b", life.servers[1].url)  # and a is away
+        await eventually(lambda: str(life.node.node.ledger.get(gids[2]).decision) == "commit")
+        inquiry = life.node.node._inquiry
+        await eventually(lambda: inquiry.status()["undecided"] == 2)
+        assert inquiry.status()["waiting_for"] == ["a"]
+        await life.node.register("a", life.servers[0].url)
+        await life.closed()
+        assert await world.states(*gids) == dict.fromkeys(gids, "cc")
+
+
 # ------------------------------------------------------------------------------------------------ known-bad variants
 
 
