@@ -1,6 +1,8 @@
-"""Fixtures for all tests; what they are made of is in `tests.support`."""
+"""Fixtures for all tests; what they are made of is in `tests.support`. And which tests must be asked for."""
 
+import os
 from collections.abc import AsyncIterator
+from typing import Final
 
 import pytest
 
@@ -8,6 +10,17 @@ from participants.null import NullManager
 from participants.server import Participant, start
 from tests.support.nodes import RunningNode, running
 from tests.support.participants import ScriptedParticipant
+
+ASKED_FOR_BY: Final = {"long": "OUTLAST_LONG", "older": "OUTLAST_OLDER"}
+"""Markers of tests that run only if a variable is set. Others are left out: to skip is to say that something lacks."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    unasked = {mark for mark, variable in ASKED_FOR_BY.items() if not os.environ.get(variable)}
+    left_out = [item for item in items if any(item.get_closest_marker(mark) for mark in unasked)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -17,10 +16,6 @@ from tests.support.mariadb import connect
 
 pytest_plugins = ["tests.support.mariadb_fixtures"]
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
-
-seldom = pytest.mark.skipif(
-    not os.environ.get("OUTLAST_LONG"), reason="a longer one (OUTLAST_LONG=1); test_two_databases.py kills the same"
-)
 
 
 @pytest.fixture
@@ -109,7 +104,7 @@ async def test_the_operations_and_the_audit(tmp_path, shop_dsns, mariadb):
     assert any("no order" in each for each in audit(tmp_path).discrepancies)
 
 
-@seldom
+@pytest.mark.long
 async def test_no_order_is_lost_or_torn_when_leader_and_participants_are_killed(tmp_path, mariadb, shop_dsns):
     async with MariaDbShop(tmp_path, mariadb, shop_dsns, seed=21) as world:
         async with world.load(clients=4):
@@ -169,7 +164,7 @@ async def test_a_participant_killed_while_its_prepare_waits_leaves_nothing(tmp_p
         await world.verify()
 
 
-@seldom
+@pytest.mark.long
 async def test_no_order_is_lost_or_torn_when_the_server_is_killed(tmp_path, mariadb, shop_dsns):
     async with MariaDbShop(tmp_path, mariadb, shop_dsns, seed=22) as world:
         # What participants say of a database that is away.

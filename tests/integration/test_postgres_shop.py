@@ -1,7 +1,6 @@
 """The shop on PostgreSQL, with real processes: the leader, the participants and the server are killed under load."""
 
 import json
-import os
 from pathlib import Path
 
 import asyncpg
@@ -17,10 +16,6 @@ from tests.integration.world import eventually
 
 pytest_plugins = ["tests.support.postgres"]
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
-
-seldom = pytest.mark.skipif(
-    not os.environ.get("OUTLAST_LONG"), reason="a longer one (OUTLAST_LONG=1); test_two_databases.py kills the same"
-)
 
 
 async def emptied(postgres: PostgresServer) -> dict[str, str]:
@@ -188,7 +183,7 @@ async def test_no_order_is_lost_or_torn_when_leader_and_participants_are_killed(
         await world.verify()
 
 
-@seldom
+@pytest.mark.long
 async def test_no_order_is_lost_or_torn_when_the_server_is_killed(tmp_path, postgres, shop_dsns):
     async with PostgresShop(tmp_path, shop_dsns, seed=12) as world:
         # What participants say of a database that is away.

@@ -140,7 +140,7 @@ async def test_software_that_is_too_old_stops_and_harms_nothing(tmp_path: Path) 
         await world.verify()
 
 
-@pytest.mark.skipif(not OLDER_CHECKOUT, reason="needs an older checkout: make test-upgrade")
+@pytest.mark.older
 async def test_a_cluster_of_older_software_is_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There and back and there again, the last old node being caught up by a snapshot of the new ones meanwhile."""
     here = str(Path(__file__).parents[2])

@@ -161,7 +161,9 @@ async def test_the_deadline_aborts_and_the_silent_one_hears_of_it(
     await node.register("stock", null.url)
     await node.register("slow", scripted.url)
     scripted.rule = on("prepare", hang)
-    txn = (await node.submit("stock", "slow", timeout_s=0.05, wait="ended")).json
+    gid = (await node.submit("stock", "slow", timeout_s=0.5)).json["gid"]
+    await eventually(lambda: not node.node.ledger.unfinished)
+    txn = await node.show(gid)
     assert (txn["state"], txn["reason"]) == ("aborted", "timeout: no vote from slow")
     assert scripted.calls() == ["prepare", "abort"]
     assert len(node.node.driver._deadlines) == 0
@@ -262,7 +264,9 @@ async def test_whatever_a_participant_answers_the_transaction_ends_and_others_wo
 async def test_a_committed_answer_to_a_prepare_is_no_vote(node: RunningNode, scripted: ScriptedParticipant) -> None:
     scripted.rule = on("prepare", saying({"state": "committed"}))
     await node.register("eager", scripted.url)
-    txn = (await node.submit("eager", timeout_s=0.1, wait="ended")).json
+    gid = (await node.submit("eager", timeout_s=0.1)).json["gid"]
+    await eventually(lambda: not node.node.ledger.unfinished)
+    txn = await node.show(gid)
     assert (txn["state"], txn["reason"]) == ("aborted", "timeout: no vote from eager")
 
 
