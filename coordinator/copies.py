@@ -13,6 +13,7 @@ one by one need to keep only the last link, also in a snapshot taken midway.
 """
 
 import hashlib
+import reprlib
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -78,7 +79,7 @@ class CopyHeader:
         for name, kinds in _HEADER_TYPES.items():
             value = plain.get(name)
             if type(value) not in kinds:
-                raise CopyBroken(f"the header's {name} cannot be {value!r:.60}")
+                raise CopyBroken(f"the header's {name} cannot be {reprlib.repr(value):.60}")
             values[name] = value
         return cls(**values)
 

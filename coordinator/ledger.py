@@ -160,7 +160,7 @@ def decode_command(command: bytes) -> tuple[Header, list[Entry]]:
         raise Newer(f"a command of version {plain[0]}")
     if len(plain) != 4 or plain[0] != COMMAND_VERSION or not isinstance(plain[3], list):
         raise Malformed("not a command of any version")
-    if not isinstance(plain[1], int) or not isinstance(plain[2], int):
+    if type(plain[1]) is not int or type(plain[2]) is not int:
         raise Malformed("epoch and date must be integers")
     entries = [ENTRIES.from_plain(item) for item in plain[3]]
     for entry in entries:
@@ -777,8 +777,15 @@ class Ledger:
             _restore_rows(plain, self._table, self.unfinished, self.keys, self.kept)
         except Malformed:
             raise
-        except (ValueError, TypeError, AttributeError, msgpack.exceptions.UnpackException) as error:
-            raise Malformed(f"not a state: {error}") from error
+        except (
+            ValueError,
+            TypeError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            msgpack.exceptions.UnpackException,
+        ) as error:
+            raise Malformed(f"not a state: {error!r:.200}") from error
 
     def _feed_more(self, more: dict[str, Any]) -> None:
         """What only a cluster has that is being restored, or was."""

@@ -1,13 +1,17 @@
 """Records as clients see them."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from coordinator.codec import json_value
 from coordinator.ledger import Participant
 from coordinator.protocol.messages import Prepared, ReadOnly, Refused
 from coordinator.protocol.transaction import Branch, Decision, Tally, Transaction, VoteKind
 from coordinator.waiting import Waiting
+
+_FIRST_MS: Final = 0
+_LAST_MS: Final = 253_402_300_799_000
+"""The end of the year 9999: what is beyond is a clock's fault, and can still be shown."""
 
 
 def transaction(txn: Transaction, tally: Tally, waiting: tuple[Waiting, ...] | None = None) -> dict[str, Any]:
@@ -111,4 +115,5 @@ def date(at_ms: int | None) -> str | None:
     """Milliseconds since 1970 as RFC 3339 has it."""
     if at_ms is None:
         return None
+    at_ms = min(max(at_ms, _FIRST_MS), _LAST_MS)
     return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

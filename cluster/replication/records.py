@@ -160,7 +160,11 @@ def decode_header(content: bytes) -> Header:
     (check,) = _CRC.unpack_from(content, HEADER_BYTES - _CRC.size)
     if check != zlib.crc32(memoryview(content)[: HEADER_BYTES - _CRC.size]):
         raise BadHeader("the header's checksum is wrong")
-    state = State(base=base, last=last, term=term, vote=vote[:length].decode() if voted else None, commit=commit)
+    try:
+        name = vote[:length].decode()
+    except UnicodeDecodeError as error:
+        raise BadHeader("a vote that is no name") from error
+    state = State(base=base, last=last, term=term, vote=name if voted else None, commit=commit)
     return Header(journal_id=journal_id, sequence=sequence, first_number=number, state=state)
 
 

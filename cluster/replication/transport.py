@@ -44,6 +44,7 @@ import hashlib
 import hmac
 import logging
 import random
+import reprlib
 import secrets
 import socket
 import ssl
@@ -212,6 +213,11 @@ def decode(body: bytes | bytearray) -> tuple[int, Message]:
         if entries and entries[-1][2] > message["term"]:
             raise BadMessage("append_entries with entries of a later term")
     return term, message
+
+
+def _shown(value: object) -> str:
+    """What a stranger sent, for people; `repr` would go as deep as it is nested."""
+    return reprlib.repr(value)[:80]
 
 
 def _unpack(body: bytes | bytearray) -> Any:
@@ -582,13 +588,13 @@ class _Link(asyncio.Protocol):
             raise BadFrame("not a hello")
         _magic, version, cluster, dialer, acceptor, nonce = frame
         if version != _VERSION:
-            raise BadFrame(f"it speaks version {version!r:.40}, this node {_VERSION}")
+            raise BadFrame(f"it speaks version {_shown(version)}, this node {_VERSION}")
         if cluster != self._owner.cluster:
-            raise BadFrame(f"it is of cluster {cluster!r:.80}, this node of {self._owner.cluster!r}")
+            raise BadFrame(f"it is of cluster {_shown(cluster)}, this node of {self._owner.cluster!r}")
         if acceptor != self._owner.node:
-            raise BadFrame(f"it wants to speak to {acceptor!r:.80}")
+            raise BadFrame(f"it wants to speak to {_shown(acceptor)}")
         if type(dialer) is not str or dialer not in self._owner.peers or dialer < self._owner.node:
-            raise BadFrame(f"node {dialer!r:.80} does not dial here")
+            raise BadFrame(f"node {_shown(dialer)} does not dial here")
         if dialer not in self._vouched:
             raise BadFrame(f"it says that it is {dialer}, and its certificate says otherwise")
         if type(nonce) is not bytes or len(nonce) != _NONCE_BYTES:
