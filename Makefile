@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-upgrade check simulate bench bench-failover bench-start soak-age soak lock clean help
+.PHONY: demo test test-upgrade check simulate bench bench-failover bench-start fuzz soak-age soak lock clean help
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/  -/'
@@ -46,6 +46,9 @@ simulate: $(READY)  ## the whole cluster in one process, under any faults: make 
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --jobs $$(nproc)
 
 MINUTES ?= 10
+fuzz: $(READY)   ## bytes that nobody meant to send, for MINUTES=10; what fails is kept in .hypothesis and tried first
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
 soak-age: $(READY)  ## load without end for MINUTES=10: memory and disk must level off
 	$(BIN)/python -m tests.bench.old_age soak --minutes $(MINUTES)
 

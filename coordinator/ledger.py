@@ -49,7 +49,7 @@ walk them. The table is keyed by gid number and ordered by it, because transacti
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
@@ -57,7 +57,7 @@ from typing import Any, Final
 import msgpack
 
 from cluster.replication.log import NeedsNewer
-from coordinator.codec import Malformed, Newer, RecordCodec
+from coordinator.codec import Malformed, Newer, RecordCodec, json_value
 from coordinator.copies import NO_DIGEST, chained
 from coordinator.levels import NEWEST, OLDEST, level_of
 from coordinator.lost import EPOCH_MARGIN, EPOCH_MAX, LostRange, first_of, last_of
@@ -773,7 +773,7 @@ class Ledger:
                 self._feed_more(plain)
                 return
             if foreign:
-                _refuse_strange_rows(plain, self.cluster, last_of(self.epoch))
+                _refuse_strange_rows(plain, self.cluster, last_of(self.epoch), self.participants)
             _restore_rows(plain, self._table, self.unfinished, self.keys, self.kept)
         except Malformed:
             raise
@@ -874,7 +874,7 @@ def _restore_rows(rows: Any, table: Rows, unfinished: dict[int, Transaction], ke
             keys[key] = number
 
 
-def _refuse_strange_rows(rows: Any, cluster: str, last: int) -> None:
+def _refuse_strange_rows(rows: Any, cluster: str, last: int, participants: Collection[str]) -> None:
     """Raises `Malformed` unless `_pack` and `RECORDS` write such rows, and what bad bytes raise."""
     for number, row in rows:
         if type(number) is not int or not 0 <= number <= last:
@@ -882,15 +882,29 @@ def _refuse_strange_rows(rows: Any, cluster: str, last: int) -> None:
         if isinstance(row, bytes):
             if row[:1] not in _ROW_HEADS or not _is_row(msgpack.unpackb(row)):
                 raise Malformed("something else where an ended transaction should be")
+            _refuse_strange_parts(_unpack(cluster, number, row))
             continue
         txn = RECORDS.from_plain(row)
         if not isinstance(txn, Transaction) or txn.ended_at is not None:
             raise Malformed("something else where an unfinished transaction should be")
-        if txn.protocol not in PROTOCOLS:
-            raise Newer(f"a transaction of the unknown protocol {txn.protocol!r:.40}")
+        _refuse_strange_parts(txn)
         gid = Gid.of_number(cluster, number)
+        if any(branch.participant not in participants for branch in txn.branches):
+            raise Malformed(f"a branch of {gid} at a participant that is not registered")
         if (txn.gid, txn.epoch) != (str(gid), gid.epoch):
             raise Malformed(f"{txn.gid!r:.100} in the place of {gid}")
+
+
+def _refuse_strange_parts(txn: Transaction) -> None:
+    """What holds of each transaction of a copy, ended or not. Raises `Malformed`."""
+    if txn.protocol not in PROTOCOLS:
+        raise Newer(f"a transaction of the unknown protocol {txn.protocol!r:.40}")
+    if Gid.parse(txn.gid) is None:
+        raise Malformed("a number that is no gid's")
+    for branch in txn.branches:
+        for text in (branch.payload, branch.result):
+            if text is not None:
+                json_value(text)
 
 
 # ------------------------------------------------------------------------------------------------ ended, packed

@@ -89,7 +89,7 @@ def altered(draw: st.DrawFn, plains: st.SearchStrategy[Any], odd: st.SearchStrat
         value = parent[last]
         inside = _inside(value)
         what = draw(st.sampled_from(["replace", "replace", "drop", "twice", "append", "within"]))
-        if what == "within" and inside is not None:
+        if inside is not None and (what == "within" or draw(st.booleans())):
             parent[last] = pack(draw(altered(st.just(inside))))
         elif what == "within" and type(value) is int:
             parent[last] = draw(

@@ -20,6 +20,7 @@ from coordinator.copies import CopyBroken, CopyHeader, CopyReader, chained, cut,
 from coordinator.ledger import Ledger, Verdict, encode_command
 from coordinator.levels import NEWEST
 from coordinator.protocol.entries import CopyInstalled, CopyPiece, Header, Raised, TookOver
+from coordinator.protocol.messages import Gid
 from tests.fuzz import HUNT, examples
 from tests.fuzz.lives import CLUSTER, LIFE, RESTORE, check_usable, content, ledger_after
 from tests.fuzz.mutations import altered, damaged, in_parts, pack
@@ -94,6 +95,31 @@ def installs(pieces: list[bytes]) -> None:
 @given(PIECES)
 def test_a_copy_s_pieces_do_no_harm_in_the_log(pieces: list[bytes]) -> None:
     installs(pieces)
+
+
+STRANGE = {
+    "a protocol that nobody knows": [7, 6, 6, 1, 1, "3pc", None, None, None, []],
+    "a result that is not JSON": [7, 6, 6, 1, 1, "2pc", None, None, None, [["a", 1, None, None, False, b"{"]]],
+    "a payload that is not JSON": [1, "m-1-1", "2pc", 1, [[2, "a", "a", b"{"]], 1000, 5],
+    "a participant that is not registered": [1, "m-1-1", "2pc", 1, [[2, "a", "b", b"1"]], 1000, 5],
+    "a row that is too short": [7, 6],
+}
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_a_strange_row_of_a_copy_is_refused(what: str) -> None:
+    row = STRANGE[what]
+    head = [2, 2, "m", 1, "n1", -1, [[3, "a", "http://a", False]], 1]
+    pieces = [pack(head), pack([[Gid("m", 1, 1).number, row if row[0] == 1 else pack(row)]])]
+    installs(pieces)
+    ledger = Ledger(CLUSTER)
+    header = Header(epoch=1, at=5)
+    ledger.apply(encode_command(header, [TookOver(node="n1"), Raised(level=NEWEST)]))
+    verdicts = [
+        ledger.apply(encode_command(header, [CopyPiece(restore="r", index=index, data=data)]))[0].verdict
+        for index, data in enumerate(pieces)
+    ]
+    assert verdicts == [Verdict.APPLIED, Verdict.MALFORMED]
 
 
 def test_copies_within_copies_end_somewhere() -> None:
