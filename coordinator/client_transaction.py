@@ -21,6 +21,7 @@ When what is true:
 | its end | one cannot be prepared | asked for the abort | `TransactionAborted`, caused by the database's error |
 | its end | all prepared | cannot say whether it has decided | `OutcomeUnknown`, with the gid: `client.get(gid)` |
 | an exception, a cancellation | rolled back | asked for the abort | that exception |
+| a cancellation, while the commit is asked for | all prepared | either; asked for the abort | it; `tx.result` |
 
 The abort need not arrive: nothing commits without having been asked for, and at its deadline the cluster aborts by
 itself. The deadline is `timeout_s` after the beginning. It is not extended, and includes the votes. A block that is

@@ -28,6 +28,8 @@ NAME_LIMIT_BYTES: Final = 199
 SESSION_LIMIT_BYTES: Final = 63
 """What it keeps of an application_name."""
 
+_YOUNG: Final = "10 minutes"
+
 _PLAIN: Final = re.compile(rb"[A-Za-z0-9._-]")
 _ALL_PLAIN: Final = re.compile(r"[A-Za-z0-9._-]*", re.ASCII)
 _NAME: Final = re.compile(r"outlast:([a-z0-9-]+):((?:[A-Za-z0-9._-]|%[0-9A-F]{2})*)", re.ASCII)
@@ -112,12 +114,18 @@ def marker_insert(schema: str, values: str) -> str:
     """Inserts a marker. `values`: SQL of cluster, number, branch and result.
 
     Below the floor the state is null, which the table refuses: that branch has ended, and its tombstone is gone.
+
+    Above READ COMMITTED a transaction sees the floor as it was when it began. So there it must have begun less than
+    `_YOUNG` ago, which is less than a coordinator remembers what has ended, or after the tombstone, which it sees then.
     """
     where = identifier(schema)
     return (
         f"INSERT INTO {where}.outlast_branches(cluster, number, branch, state, result)"  # noqa: S608  # our own words
         " SELECT cluster, number, branch, CASE WHEN EXISTS (SELECT FROM"
         f" {where}.outlast_horizons AS h WHERE h.cluster = given.cluster AND h.floor > given.number)"
+        " THEN NULL WHEN current_setting('transaction_isolation') IN ('repeatable read', 'serializable')"
+        f" AND (clock_timestamp() - now() > interval '{_YOUNG}' OR EXISTS (SELECT FROM {where}.outlast_branches AS b"
+        " WHERE (b.cluster, b.number, b.branch) = (given.cluster, given.number, given.branch)))"
         " THEN NULL ELSE 'committed' END, result"
         f" FROM (SELECT {values}) AS given(cluster, number, branch, result)"
     )

@@ -428,6 +428,30 @@ async def test_the_longest_names_can_be_prepared_and_a_commit_goes_alone(bench):
     assert await bench.balance("ann") == 98
 
 
+@pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+@pytest.mark.parametrize("begins", ["before", "after"])
+async def test_no_marker_comes_to_be_once_its_tombstone_is_forgotten(bench, monkeypatch, isolation, begins):
+    """Whatever the application's transaction still sees, which began before the abort or after it."""
+    gid = bench.gid()
+    for moment in ("before", "after"):
+        if moment == begins:
+            late = await asyncpg.connect(bench.dsn)
+            await late.execute(f"BEGIN ISOLATION LEVEL {isolation}; UPDATE account SET balance = 1 WHERE name = 'cy'")
+        if moment == "before":
+            assert await bench.abort(gid) == acked(gid)
+    floor = bench.gid()
+    await bench.prepare(floor, floor=floor, op="look", account="ann")
+    await bench.manager.tidy()
+    await bench.manager.tidy()
+    assert set(await bench.rows()) == {(floor, "b")}
+    if begins == "before":
+        monkeypatch.setattr("participants.postgres_names._YOUNG", "0 seconds")
+    with pytest.raises(asyncpg.NotNullViolationError):
+        await late.execute(f"{marker_statement(gid, 'b')}; {prepare_as(gid)}")
+    await late.close()
+    assert await bench.held() == set()
+
+
 async def test_a_branch_that_another_user_prepared_is_an_alarm(bench, postgres):
     user = f"user_{uuid.uuid4().hex[:8]}"
     await bench.other.execute(
