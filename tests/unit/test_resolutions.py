@@ -182,6 +182,7 @@ async def test_a_contradicted_transaction_waits_for_an_operator_and_ends_by_the_
     reply = await resolve(node, stuck, branch="mad", outcome="abort", note="refunded by hand")
     assert reply.status == 200
     await eventually(lambda: not node.node.ledger.unfinished)
+    assert node.node.driver.lanes()["mad"].owed == 0, "what was on its way to it is taken back"
     shown = await node.show(stuck)
     assert (shown["state"], shown["decision"], shown["heuristic"]) == ("committed", "commit", "mixed")
     assert shown["acknowledged_at"] is None
