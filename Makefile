@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-upgrade check simulate bench bench-failover bench-start fuzz soak-age soak lock clean help
+.PHONY: demo test test-upgrade check simulate bench bench-databases bench-failover bench-start fuzz soak-age soak lock clean help
 
 help:            ## what there is
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/  -/'
@@ -34,6 +34,9 @@ check: $(READY)  ## lint and types only
 
 bench: $(READY)  ## transactions per second and latency
 	$(BIN)/python -m tests.bench
+
+bench-databases: $(READY)  ## two databases in one transaction, against a coordinator that keeps no log
+	$(BIN)/python -m tests.bench.databases --json databases.json
 
 bench-failover: $(READY)  ## how long it takes until all is over when the leader is gone
 	$(BIN)/python -m tests.bench.failover --json failover.json

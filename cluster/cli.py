@@ -480,10 +480,17 @@ def _add_demo_command(commands: "_Commands[argparse.ArgumentParser]") -> None:
         "demo:demo",
         "watch checkouts survive kill -9 of the leader, twice; about 30 s",
         "outlast demo",
+        "outlast demo --participants mixed",
         "outlast demo --seconds 10 --no-contrast --json",
     )
     demo.add_argument("--seconds", type=_seconds, default=14.0, help="of checkouts (%(default)g)")
     demo.add_argument("--rate", type=_seconds, default=30.0, metavar="N", help="checkouts per second (%(default)g)")
+    demo.add_argument(
+        "--participants",
+        choices=("sqlite", "postgres", "mariadb", "mixed"),
+        default="sqlite",
+        help="where the shop's databases are: in files, on a server that is started for it, or one of each",
+    )
     demo.add_argument("--no-contrast", action="store_true", help="leave out the same crash without replication")
     demo.add_argument("--keep", action="store_true", help="keep the folder with data and logs, and say where it is")
     _json(demo)

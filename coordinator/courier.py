@@ -1,8 +1,9 @@
 """Carries messages to participants until each has answered: batched, retried, and never one participant's trouble for
 another.
 
-Every participant has a *lane*, and a lane has two tracks: prepares, and decisions. They do not wait for each other,
-because a prepare may itself wait for a lock that only a decision releases. On a track a few workers carry what waits: a
+Every participant has a *lane*, and a lane has tracks that do not wait for each other: prepares, prepares that were
+answered *pending* (stragglers), and decisions. For a prepare may wait for a lock that only a decision releases, and
+that decision for the vote of a prepare that is sent later. On a track a few workers carry what waits: a
 whole batch in a request when the participant takes batches, one message in each of more requests when it does not. What
 arrives while they are on their way is the next batch; nothing waits for a timer.
 
@@ -65,8 +66,14 @@ _log = logging.getLogger(__name__)
 BATCH_WORKERS: Final = 2
 """Requests under way at once on a track of a participant that takes batches. More would make the batches smaller."""
 
+STRAGGLER_WORKERS: Final = 8
+"""The same for what such a participant was still working on when it was asked before: each may wait for a lock."""
+
 SINGLE_WORKERS: Final = 32
 """The same for a participant that takes one message at a time."""
+
+_SOON_S: Final = 0.005
+"""Before a participant is asked again that was still at work; doubled each time, up to `backoff_min_s`."""
 
 Key = tuple[str, str]
 """gid and branch."""
@@ -87,7 +94,7 @@ class _Letter:
 
 @dataclass(slots=True, eq=False)
 class _Track:
-    """Prepares, or decisions. `waiting` is in order of arrival; `parked` letters have a time before which they rest."""
+    """Of one phase. `waiting` is in order of arrival; `parked` letters have a time before which they rest."""
 
     waiting: dict[Key, _Letter] = field(default_factory=dict)
     parked: list[tuple[float, int, _Letter]] = field(default_factory=list)
@@ -100,6 +107,7 @@ class _Track:
 
 class _Phase(Enum):
     PREPARE = "prepare"
+    STRAGGLER = "straggler"
     DECISION = "decision"
 
 
@@ -285,7 +293,7 @@ class Courier:
     def _pump(self, lane: _Lane, phase: _Phase) -> None:
         """As many workers as there is work for; one, while it is not known whether the participant is back."""
         track = lane.tracks[phase]
-        most = 1 if lane.failures else BATCH_WORKERS if lane.participant.batch else SINGLE_WORKERS
+        most = 1 if lane.failures else _workers(lane.participant, phase)
         while len(track.waiting) > track.starting * lane.most and not lane.resting and track.workers < most:
             self._hire(lane, track)
 
@@ -336,7 +344,8 @@ class Courier:
                 lane.trouble = answer
                 self._park(lane, track, letter)
             elif isinstance(answer, Pending):
-                self._park(lane, track, letter, again_at_once=True)
+                straggles = isinstance(letter.message, Prepare)
+                self._park(lane, lane.tracks[_Phase.STRAGGLER] if straggles else track, letter, again_at_once=True)
             elif isinstance(answer, Contradicted):
                 heard.append(answer)
                 self._park(lane, track, letter)
@@ -396,7 +405,9 @@ class Courier:
 
     def _park(self, lane: _Lane, track: _Track, letter: _Letter, *, again_at_once: bool = False) -> None:
         letter.tries += 1
-        delay_s = self._timing.backoff_min_s if again_at_once else self._backoff_s(letter.tries - 1)
+        delay_s = self._backoff_s(letter.tries - 1)
+        if again_at_once:
+            delay_s = min(self._timing.backoff_min_s, _SOON_S * 2.0 ** min(letter.tries - 1, 16))
         due_s = self._clock.monotonic_s() + delay_s
         heapq.heappush(track.parked, (due_s, next(self._order), letter))
         if due_s < track.timer_at_s:
@@ -476,6 +487,12 @@ class Courier:
             return stamp
         left_s = max(0.0, letter.expires_s - self._clock.monotonic_s())
         return replace(stamp, deadline_ms=int(left_s * 1000))
+
+
+def _workers(participant: Participant, phase: _Phase) -> int:
+    if not participant.batch:
+        return SINGLE_WORKERS
+    return STRAGGLER_WORKERS if phase is _Phase.STRAGGLER else BATCH_WORKERS
 
 
 def _json_or_none(content_type: str, raw: bytes) -> object:

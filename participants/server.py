@@ -111,6 +111,7 @@ class Participant:
     def __init__(self, manager: ResourceManager, settings: ServerSettings, *, rng: random.Random | None = None) -> None:
         self._manager = manager
         self._settings = settings
+        self._loop = asyncio.get_running_loop()
         self._resolver = Resolver(settings, self._finish, rng=rng)
         self._intake = Intake(manager, settings, heard=self._heard, lost=self._lost)
         self._metrics = Metrics(
@@ -322,10 +323,21 @@ class Participant:
         return web.Response(body=raw, content_type=content_type)
 
     async def _wait_for(self, outcomes: Sequence[Outcome]) -> None:
-        """Until all are known, or `answer_within_s` is over. The work goes on either way."""
-        open_ones = [outcome for outcome in outcomes if not outcome.done()]
-        if open_ones:
-            await asyncio.wait(open_ones, timeout=self._settings.answer_within_s)
+        """Until all are known, or `answer_within_s` is over. The work goes on either way.
+
+        Once one is known, the others have as long again as it took. One of them may wait for a lock that another's
+        branch holds until its vote has been heard, and that vote is in the same answer.
+        """
+        open_ones = {outcome for outcome in outcomes if not outcome.done()}
+        if not open_ones:
+            return
+        began_s, limit_s = self._loop.time(), self._settings.answer_within_s
+        if len(open_ones) == len(outcomes):
+            _, open_ones = await asyncio.wait(open_ones, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        took_s = self._loop.time() - began_s
+        if open_ones and took_s < limit_s:
+            again_s = max(took_s, self._settings.stragglers_within_s)
+            await asyncio.wait(open_ones, timeout=min(again_s, limit_s - took_s))
 
     # --------------------------------------------------------------------------------------------- people and probes
 

@@ -28,6 +28,7 @@ class ServerSettings:
 
     Time, in seconds:
     answer_within_s: work that takes longer is answered `Pending`, and goes on.
+    stragglers_within_s: once one message of a batch is answered, the others have so long, or as long again as it took.
     in_doubt_after_s: how long a prepared branch waits for its decision before it asks.
     ask_backoff_s, ask_backoff_cap_s: between two questions about one branch, doubling, jittered downwards by half.
     sweep_every_s: between two looks at what the manager has prepared, also by others or before anybody remembers.
@@ -57,6 +58,7 @@ class ServerSettings:
     coordinator_ca: Path | None = None
 
     answer_within_s: float = 1.0
+    stragglers_within_s: float = 0.01
     in_doubt_after_s: float = 2.0
     ask_backoff_s: float = 0.1
     ask_backoff_cap_s: float = 2.0

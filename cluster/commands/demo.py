@@ -9,7 +9,9 @@ from pathlib import Path
 
 from cluster.cli import FAILED, OK, complain, print_json
 from cluster.commands.local import interruptible
+from cluster.databases.server import server_folder
 from cluster.demo.crash import NotCaught
+from cluster.demo.databases import PARTICIPANTS
 from cluster.demo.show import Options, run
 from cluster.demo.view import LiveView, PlainView, View
 from cluster.process import ProcessTrouble
@@ -21,8 +23,20 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 async def _demo(arguments: argparse.Namespace) -> int:
-    options = Options(seconds=arguments.seconds, per_s=arguments.rate, contrast=not arguments.no_contrast)
-    folder = Path(tempfile.mkdtemp(prefix="outlast-demo-"))
+    options = Options(
+        seconds=arguments.seconds,
+        per_s=arguments.rate,
+        contrast=not arguments.no_contrast,
+        participants=arguments.participants,
+    )
+    if not PARTICIPANTS[options.participants]:
+        folder = Path(tempfile.mkdtemp(prefix="outlast-demo-"))
+    else:
+        # Servers that root starts run as somebody else, who must get through; what else is here stays closed.
+        folder = server_folder("outlast-demo-")
+        folder.chmod(0o711)
+        for part in ("three", "one"):
+            (folder / part).mkdir(mode=0o700)
     # Whatever goes wrong, somebody will want to look at the logs; an interruption is nothing wrong.
     keep = True
     try:

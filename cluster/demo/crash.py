@@ -1,4 +1,4 @@
-"""kill -9 of whoever leads, at the worst moment of a two-phase commit.
+"""kill -9 of whoever leads, or of a database server, at the worst moment of a two-phase commit.
 
 The taps hold every commit and every abort. So transactions pile up whose branches are all prepared, whose decision is
 in the log, and of whose decision no participant has heard. Then the leader dies, and what was held dies with it: the
@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from cluster.demo.databases import Server
 from cluster.demo.stage import SERVICES, Stage
 from cluster.local import Leader
 from cluster.tap import Hold, is_decision
@@ -45,15 +46,24 @@ class Crash:
     finished_after_s: float | None = None
 
 
+@dataclass(slots=True, kw_only=True)
+class Outage:
+    """One kill of a database server, which was started again at once. Names and times as in `Crash`.
+
+    back_after_s: until it took connections again. None: not yet.
+    """
+
+    server: str
+    blocked: tuple[str, ...]
+    decided: tuple[str, ...]
+    killed_s: float
+    back_after_s: float | None = None
+    finished_after_s: float | None = None
+
+
 async def strike(stage: Stage, leader: Leader) -> Crash:
     """Wait for the worst moment, and kill the leader in it. Raises `NotCaught`; nothing is killed then."""
-    holds = {name: tap.hold(is_decision) for name, tap in stage.taps.items()}
-    try:
-        blocked, decided = await _catch(stage, holds)
-    except BaseException:
-        for hold in holds.values():
-            hold.release()
-        raise
+    holds, blocked, decided = await _worst_moment(stage)
     killed_s = time.monotonic()
     try:
         await stage.cluster.kill(leader.node)
@@ -61,6 +71,30 @@ async def strike(stage: Stage, leader: Leader) -> Crash:
         for hold in holds.values():
             hold.drop()
     return Crash(node=leader.node, blocked=blocked, decided=decided, killed_s=killed_s)
+
+
+async def strike_server(stage: Stage, server: Server) -> Outage:
+    """Wait for the worst moment, and kill the server in it. Raises `NotCaught`; nothing is killed then."""
+    holds, blocked, decided = await _worst_moment(stage)
+    killed_s = time.monotonic()
+    try:
+        await server.kill()
+    finally:
+        # The coordinator is alive, and goes on until it has delivered what it decided.
+        for hold in holds.values():
+            hold.release()
+    return Outage(server=server.name, blocked=blocked, decided=decided, killed_s=killed_s)
+
+
+async def _worst_moment(stage: Stage) -> tuple[dict[str, Hold], tuple[str, ...], tuple[str, ...]]:
+    """Decisions are held, and enough transactions wait for theirs: the holds, these, and those that are decided."""
+    holds = {name: tap.hold(is_decision) for name, tap in stage.taps.items()}
+    try:
+        return holds, *await _catch(stage, holds)
+    except BaseException:
+        for hold in holds.values():
+            hold.release()
+        raise
 
 
 async def _catch(stage: Stage, holds: dict[str, Hold]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -83,7 +117,7 @@ async def recovery(stage: Stage, crash: Crash, *, newer_than: int) -> None:
     crash.leader_after_s = time.monotonic() - crash.killed_s
 
 
-async def finished(stage: Stage, crash: Crash) -> None:
+async def finished(stage: Stage, crash: Crash | Outage) -> None:
     """Measure until every branch of the blocked transactions is finished; not seen within a minute: it stays None."""
     keys = [(gid, name) for gid in crash.blocked for name in SERVICES]
     deadline_s = time.monotonic() + _FINISH_S

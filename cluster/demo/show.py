@@ -3,14 +3,15 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cluster.calls import Caller
-from cluster.demo.crash import Crash, finished, recovery, strike
+from cluster.demo.crash import Crash, Outage, finished, recovery, strike, strike_server
+from cluster.demo.databases import Databases, Server
 from cluster.demo.load import Load, balances_cents, customers, stock
 from cluster.demo.stage import Stage
 from cluster.demo.verdict import Evidence, Verdict, judge
@@ -29,31 +30,48 @@ _LOOK_S: Final = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What may be chosen. seconds: of load with three nodes. per_s: customers. outage_s: of the contrast."""
+    """What may be chosen.
+
+    seconds: of load with three nodes. per_s: customers. outage_s: of the contrast.
+    participants: where the shop's databases are, one of `databases.PARTICIPANTS`.
+    """
 
     seconds: float = 14.0
     per_s: float = 30.0
     contrast: bool = True
     outage_s: float = OUTAGE_S
     seed: int | None = None
+    participants: str = "sqlite"
 
 
 async def run(folder: Path, options: Options, view: View) -> tuple[Verdict, Verdict | None]:
     """Both parts, and a verdict on each. Raises `ProcessTrouble` and `NotCaught` when the scenery fails."""
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
     view.event(f"seed {seed}")
-    verdict = judge(await replicated(folder / "three", options, view, seed=seed), folder / "three" / "shop")
-    if not options.contrast:
-        return verdict, None
-    view.event("for contrast, the same crash with one coordinator: a durable log, no replication")
-    contrast = judge(await alone(folder / "one", options, view, seed=seed), folder / "one" / "shop")
-    return verdict, contrast
+    databases = Databases(folder, options.participants)
+    if databases.servers:
+        view.event(f"starting {' and '.join(databases.names)}")
+    async with databases:
+        # Judged while the servers are up: what they hold is the evidence.
+        three = await replicated(folder / "three", options, view, seed=seed, databases=databases)
+        verdict = judge(three, folder / "three" / "shop")
+        if not options.contrast:
+            return verdict, None
+        view.event("for contrast, the same crash with one coordinator: a durable log, no replication")
+        one = await alone(folder / "one", options, view, seed=seed, databases=databases)
+        return verdict, judge(one, folder / "one" / "shop")
 
 
-async def replicated(folder: Path, options: Options, view: View, *, seed: int) -> Evidence:
-    """Three nodes; the leader is killed at 1/4 and at 5/8 of the time, and restarted in between."""
-    async with _scene(folder, options, view, nodes=3, seed=seed, title="three nodes") as scene:
+async def replicated(
+    folder: Path, options: Options, view: View, *, seed: int, databases: Databases | None = None
+) -> Evidence:
+    """Three nodes; the leader is killed at 1/4 and at 5/8 of the time, and restarted in between.
+
+    Where the shop is on database servers, each of them is killed in between, too.
+    """
+    async with _scene(folder, options, view, nodes=3, seed=seed, title="three nodes", databases=databases) as scene:
         crashes: list[Crash] = []
+        outages: list[Outage] = []
         for share in (0.25, 0.625):
             await scene.until(share * options.seconds)
             crashes.append(await scene.crash())
@@ -66,13 +84,18 @@ async def replicated(folder: Path, options: Options, view: View, *, seed: int) -
             await scene.until((share + 0.15) * options.seconds)
             view.event(f"starting {crashes[-1].node} again, on its data")
             await scene.stage.cluster.start_node(crashes[-1].node)
+            if databases is not None and not outages:
+                outages += [await scene.outage(server) for server in databases.servers.values()]
         await scene.until(options.seconds)
-        return await scene.end(crashes)
+        return await scene.end(crashes, outages)
 
 
-async def alone(folder: Path, options: Options, view: View, *, seed: int) -> Evidence:
+async def alone(
+    folder: Path, options: Options, view: View, *, seed: int, databases: Databases | None = None
+) -> Evidence:
     """One coordinator; killed once in the same way, and started again after the outage."""
-    async with _scene(folder, options, view, nodes=1, seed=seed, title="one coordinator, no replication") as scene:
+    title = "one coordinator, no replication"
+    async with _scene(folder, options, view, nodes=1, seed=seed, title=title, databases=databases) as scene:
         await scene.until(_WARM_UP_S)
         crash = await scene.crash()
         view.event(f"nobody takes over; it is started again in {options.outage_s:g} s")
@@ -118,13 +141,23 @@ class _Scene:
         )
         return crash
 
-    async def finished(self, crash: Crash) -> None:
+    async def outage(self, server: Server) -> Outage:
+        """Kill a database server at the worst moment, start it again, and see through what it held."""
+        outage = await strike_server(self.stage, server)
+        self._view.event(f"kill -9 {outage.server}: {len(outage.blocked)} transactions prepared everywhere, none told")
+        await server.start()
+        outage.back_after_s = time.monotonic() - outage.killed_s
+        self._view.event(f"{outage.server}, started again on its data, is back after {outage.back_after_s:.2f} s")
+        await self.finished(outage)
+        return outage
+
+    async def finished(self, crash: Crash | Outage) -> None:
         """See those that were caught through."""
         await finished(self.stage, crash)
         if crash.finished_after_s is not None:
             self._view.event(f"all {len(crash.blocked)} finished, {crash.finished_after_s:.2f} s after the kill")
 
-    async def end(self, crashes: list[Crash]) -> Evidence:
+    async def end(self, crashes: list[Crash], outages: Sequence[Outage] = ()) -> Evidence:
         """No more customers; wait until everyone has an answer and nothing is in doubt, and sum up."""
         self._arrivals.cancel()
         seconds = time.monotonic() - self._began_s
@@ -148,6 +181,7 @@ class _Scene:
             told=tuple(load.told),
             crashes=tuple(crashes),
             longest_prepared_s=self.stage.longest_prepared_s(),
+            outages=tuple(outages),
         )
 
     def _in_doubt(self) -> int:
@@ -194,11 +228,18 @@ class _Scene:
 
 @asynccontextmanager
 async def _scene(
-    folder: Path, options: Options, view: View, *, nodes: int, seed: int, title: str
+    folder: Path,
+    options: Options,
+    view: View,
+    *,
+    nodes: int,
+    seed: int,
+    title: str,
+    databases: Databases | None,
 ) -> AsyncIterator[_Scene]:
     view.event(f"starting {nodes} node{'s' * (nodes > 1)} and the shop: inventory, payments, orders")
     rng = random.Random(seed)  # noqa: S311  # chooses what customers want; a seed repeats it
-    stage = Stage(folder, nodes=nodes, stock=stock(), balances_cents=balances_cents())
+    stage = Stage(folder, nodes=nodes, stock=stock(), balances_cents=balances_cents(), databases=databases)
     seconds = options.seconds if nodes > 1 else _WARM_UP_S + options.outage_s + 1.0
     async with stage, Caller(stage.cluster.urls) as caller:
         scene = _Scene(

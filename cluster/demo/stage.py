@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from cluster.demo.databases import Databases
 from cluster.local import LocalCluster
 from cluster.ports import free_ports
 from cluster.service import Service
@@ -20,9 +21,20 @@ class Stage:
 
     nodes: 3, or 1 for a coordinator without replication.
     stock: pieces by SKU. balances_cents: by account.
+    databases: servers that are up, and outlive this; None: the shop is in files.
     """
 
-    def __init__(self, folder: Path, *, nodes: int, stock: dict[str, int], balances_cents: dict[str, int]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        nodes: int,
+        stock: dict[str, int],
+        balances_cents: dict[str, int],
+        databases: Databases | None = None,
+    ) -> None:
+        self._folder = folder
+        self.databases = databases
         self.shop = folder / "shop"
         """Where the three databases are."""
         self.cluster = LocalCluster(folder / "cluster", nodes=nodes)
@@ -33,6 +45,8 @@ class Stage:
 
     async def __aenter__(self) -> "Stage":
         async with AsyncExitStack() as stack:
+            if self.databases is not None:
+                await self.databases.place(self.shop, prefix=self._folder.name)
             await asyncio.to_thread(self._seed)
             self.cluster.lay_out()
             services = [

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.demo.crash import Crash
+from cluster.demo.crash import Crash, Outage
 from cluster.demo.load import Told
 from participants.shop.audit import Report, audit, order_ids
 
@@ -22,6 +22,7 @@ class Evidence:
     begun: customers who were served. turned_away: who came while too many waited.
     repeated: requests made again because a node did not answer. tried_again: orders tried again because of a lock.
     longest_prepared_s: the longest time that any branch was prepared, as seen on the wire.
+    outages: of database servers.
     """
 
     nodes: int
@@ -33,6 +34,7 @@ class Evidence:
     told: tuple[Told, ...]
     crashes: tuple[Crash, ...]
     longest_prepared_s: float
+    outages: tuple[Outage, ...] = ()
 
     def count(self, outcome: str) -> int:
         """Customers who were told so."""
@@ -99,6 +101,16 @@ class Verdict:
                 }
                 for crash in evidence.crashes
             ],
+            "outages": [
+                {
+                    "killed": outage.server,
+                    "blocked": list(outage.blocked),
+                    "decided": list(outage.decided),
+                    "back_after_s": _rounded(outage.back_after_s),
+                    "finished_after_s": _rounded(outage.finished_after_s),
+                }
+                for outage in evidence.outages
+            ],
             "audit": self.report.to_plain(),
             "checks": [asdict(check) for check in self.checks],
         }
@@ -147,6 +159,14 @@ def _checks(evidence: Evidence, report: Report, placed: dict[str, str]) -> Itera
             ok=bool(crash.decided) and not undone and None not in (crash.leader, crash.finished_after_s),
             detail=_few(undone)
             or f"{len(crash.decided)} commits; all {len(crash.blocked)} blocked transactions are finished",
+        )
+    for outage in evidence.outages:
+        undone = [gid for gid in outage.decided if gid not in gids]
+        yield Check(
+            name=f"what was decided while {outage.server} was dead was carried out",
+            ok=bool(outage.decided) and not undone and outage.finished_after_s is not None,
+            detail=_few(undone)
+            or f"all {len(outage.blocked)} transactions that were prepared at the kill are finished",
         )
 
 

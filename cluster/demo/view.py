@@ -157,11 +157,12 @@ class LiveView(View):
 
 def _verdict_table(verdict: Verdict, contrast: Verdict | None) -> RenderableType:
     columns = [verdict] if contrast is None else [verdict, contrast]
+    rows = _ROWS if not any(one.evidence.outages for one in columns) else [*_ROWS[:-1], *_OUTAGE_ROWS, _ROWS[-1]]
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("measured")
     for one in columns:
         table.add_column(_part(one), justify="right")
-    for name, value in _ROWS:
+    for name, value in rows:
         table.add_row(name, *(value(one) for one in columns))
     checks = Table.grid(padding=(0, 1))
     for one in columns:
@@ -198,4 +199,15 @@ _ROWS: Final[list[tuple[str, Callable[[Verdict], str]]]] = [
     ("from the kill to a leader", lambda one: _each_s(crash.leader_after_s for crash in one.evidence.crashes)),
     ("until the blocked were finished", lambda one: _each_s(crash.finished_after_s for crash in one.evidence.crashes)),
     ("longest time a branch held its locks", lambda one: f"{one.evidence.longest_prepared_s:.2f} s"),
+]
+
+_OUTAGE_ROWS: Final[list[tuple[str, Callable[[Verdict], str]]]] = [
+    (
+        "database server killed -9, back after",
+        lambda one: _each_s(outage.back_after_s for outage in one.evidence.outages) or "-",
+    ),
+    (
+        "until what it held was finished",
+        lambda one: _each_s(outage.finished_after_s for outage in one.evidence.outages) or "-",
+    ),
 ]

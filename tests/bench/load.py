@@ -95,11 +95,8 @@ async def _client(number: int, plan: dict[str, Any], until_s: float, counts: Cou
             counts.add(str(json.loads(answer).get("decision")) if status == 200 else str(status))
 
 
-async def _main(plan: dict[str, Any]) -> None:
-    counts = Counts()
-    warm_up_s = plan.get("warm_up", 1.0)
-    until_s = time.perf_counter() + plan["seconds"] + warm_up_s
-    await asyncio.gather(*(_client(number, plan, until_s, counts) for number in range(plan["clients"])))
+def report(plan: dict[str, Any], counts: Counts) -> None:
+    """What was measured, on standard output."""
     ordered = sorted(counts.latencies_ms)
     print(
         json.dumps(
@@ -112,6 +109,14 @@ async def _main(plan: dict[str, Any]) -> None:
             }
         )
     )
+
+
+async def _main(plan: dict[str, Any]) -> None:
+    counts = Counts()
+    warm_up_s = plan.get("warm_up", 1.0)
+    until_s = time.perf_counter() + plan["seconds"] + warm_up_s
+    await asyncio.gather(*(_client(number, plan, until_s, counts) for number in range(plan["clients"])))
+    report(plan, counts)
 
 
 if __name__ == "__main__":

@@ -2,22 +2,34 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import apsw
+import asyncpg
 import pytest
 
+from cluster.cli import main
+from cluster.databases.postgres import PostgresServer
+from cluster.databases.server import server_folder
+from cluster.demo.databases import PARTICIPANTS, Databases
 from cluster.demo.load import Told
 from cluster.demo.show import Options, replicated, run
 from cluster.demo.verdict import Evidence, judge
 from cluster.demo.view import View
+from participants.shop.places import dsn_of
+from tests.support.mariadb import new_server
 
 pytestmark = pytest.mark.processes
+LONG: Final = bool(os.environ.get("OUTLAST_LONG"))
 
 OUTLAST = [sys.executable, "-P", "-m", "cluster.cli"]
 
@@ -130,6 +142,97 @@ def test_an_interrupted_demo_cleans_up(tmp_path: Path) -> None:
     while any(str(tmp_path) in read(Path(f"/proc/{pid}/cmdline")) for pid in pids):
         assert time.monotonic() < deadline_s, "a process is left"
         time.sleep(0.02)
+
+
+# ------------------------------------------------------------------------------------------------ on database servers
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that the unprivileged user of a database server can reach, unlike those of pytest."""
+    folder = server_folder("outlast-test-")
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    "participants",
+    ["mixed", *(["postgres", "mariadb"] if LONG else [])],
+)
+async def test_on_database_servers(open_folder: Path, participants: str) -> None:
+    needs_mariadb(participants)
+    options = Options(seconds=4, per_s=15, seed=3, participants=participants)
+    async with Databases(open_folder, participants) as databases:
+        evidence = await replicated(open_folder / "three", options, View(), seed=3, databases=databases)
+        shop = open_folder / "three" / "shop"
+        verdict = judge(evidence, shop)
+        assert verdict.ok, list(verdict.failures())
+        assert len(evidence.crashes) == 2
+        assert [outage.server for outage in evidence.outages] == databases.names
+        for outage in evidence.outages:
+            assert len(outage.blocked) >= 3
+            assert outage.decided
+            assert outage.back_after_s is not None
+            assert outage.finished_after_s is not None
+        assert verdict.report.orders == evidence.count("committed") > 0
+        # The verdict can fail.
+        outage = evidence.outages[0]
+        wrong = [replace(outage, decided=("local-1-999999",)), replace(outage, finished_after_s=None)]
+        for each in wrong:
+            name = f"what was decided while {outage.server} was dead was carried out"
+            assert failing(replace(evidence, outages=(each,)), shop) == [name]
+        server = databases.servers[PARTICIPANTS[participants]["payments"]]
+        if isinstance(server, PostgresServer):
+            connection = await asyncpg.connect(dsn_of(shop, "payments"))
+            await connection.execute("DELETE FROM charge")
+            await connection.close()
+        else:
+            await server.single("DELETE FROM charge", database="three_payments")
+        assert "money and stock add up" in failing(evidence, shop)
+    pids = [server.pid for server in databases.servers.values()]
+    assert pids == [None] * len(pids)
+
+
+def test_an_interrupted_demo_leaves_no_server(open_folder: Path) -> None:
+    process = subprocess.Popen(
+        [*OUTLAST, "demo", "--participants", "postgres"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+        env={**os.environ, "TMPDIR": str(open_folder)},
+    )
+    assert process.stdout is not None
+    while "starting 3 nodes" not in (line := process.stdout.readline()):
+        assert line, process.communicate()[1]
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=90)
+    assert process.returncode == 130, stderr
+    assert list(open_folder.iterdir()) == []
+    deadline_s = time.monotonic() + 30
+    while any(str(open_folder) in read(path) for path in Path("/proc").glob("[0-9]*/cmdline")):
+        assert time.monotonic() < deadline_s, "a server is left"
+        time.sleep(0.02)
+
+
+def test_a_server_that_is_not_installed_is_named(
+    open_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(*_: object) -> list[Path]:
+        return []
+
+    monkeypatch.setattr("cluster.databases.mariadb._folders", absent)
+    monkeypatch.setattr(tempfile, "tempdir", str(open_folder))
+    assert main(["demo", "--participants", "mixed"]) == 1
+    assert "MariaDB is not installed here: apt-get install mariadb-server" in capsys.readouterr().err
+
+
+def needs_mariadb(participants: str) -> None:
+    """Skips where it is not installed."""
+    if "mariadb" in PARTICIPANTS[participants].values():
+        new_server().remove()
 
 
 def read(path: Path) -> str:

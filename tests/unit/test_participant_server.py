@@ -553,6 +553,19 @@ async def test_one_slow_branch_does_not_delay_the_others_of_its_batch(tmp_path):
         assert manager.done == Counter({("abort", "shop-1-1"): 1})
 
 
+async def test_votes_do_not_wait_for_a_branch_that_may_wait_for_them(tmp_path):
+    """The slow one may wait for a lock that is freed only once the other votes have been heard."""
+    manager = Counter_(tmp_path / "records.db")
+    slow = manager.gates["slow"] = asyncio.Event()
+    async with serving(manager, answer_within_s=10 * DEADLINE_S) as caller:
+        async with asyncio.timeout(DEADLINE_S):
+            answers = await caller.send_all(prepare(1, payload=b'{"gate": "slow"}'), prepare(2), prepare(3))
+        assert [type(answer) for answer in answers] == [Pending, Prepared, Prepared]
+        repeated = asyncio.ensure_future(caller.send_all(prepare(1, payload=b'{"gate": "slow"}')))
+        slow.set()
+        assert [type(answer) for answer in await repeated] == [Prepared], "there was nothing else to be told of"
+
+
 async def test_no_answer_is_waited_for_after_its_coordinator_gave_up():
     manager = Gated()
     gate = manager.hold(1)
