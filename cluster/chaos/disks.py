@@ -38,7 +38,9 @@ class Disk:
         words = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m,mode=700", "tmpfs", str(self.folder)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise OSError(done.returncode, f"no file system can be mounted at {self.folder}: {done.stderr.strip()}")
+            raise OSError(
+                done.returncode, f"no file system can be mounted at {self.folder}: {done.stderr.partition(chr(10))[0]}"
+            )
 
     def unmount(self) -> None:
         """Let go of it, and of all that is on it."""

@@ -49,7 +49,8 @@ def _page(history: History, verdict: Mapping[str, Any]) -> str:
     parts.append(
         f"<p>{counts['orders']} orders in {counts['requests']} requests: {counts['committed']} committed, "
         f"{counts['aborted']} aborted. {sum(counts['faults'].values())} faults, {counts['changes_of_leader']} changes "
-        "of leader.</p>"
+        "of leader. Where a majority and the participant were well, no branch was in doubt for longer than "
+        f"{counts['longest_in_doubt_s']} s.</p>"
     )
     for what, why in verdict["impossible"].items():
         parts.append(f"<p>Not possible on this machine: {html.escape(what)} ({html.escape(why)}).</p>")

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from cluster.chaos import disks
 from cluster.chaos.checks import CHECKS
+from cluster.chaos.checks.doubt import waits
 from cluster.chaos.faults import Nemesis
 from cluster.chaos.history import History, Recorder, few
 from cluster.chaos.load import Load, balances_cents, stock
@@ -81,11 +82,13 @@ async def run(options: Options, report: Path, tell: Callable[[str], None]) -> Ve
 
     tell: hears in words what happens. Raises `ProcessTrouble` when `report` holds something already.
     """
-    _make_empty(report)
     kinds, impossible = possible(options.kinds)
+    if not kinds:
+        raise ProcessTrouble(f"none of the faults asked for is possible here: {'; '.join(impossible.values())}")
     postgres = has_postgres()
     if postgres is not None:
         impossible["postgres"] = postgres
+    _make_empty(report)
     for what, why in impossible.items():
         tell(f"not possible here: {what}: {why}")
     folder = Path(tempfile.mkdtemp(prefix="outlast-chaos-"))
@@ -233,6 +236,7 @@ def _counts(history: History) -> dict[str, Any]:
     faults: dict[str, int] = {}
     for event in history.of("began"):
         faults[event["kind"]] = faults.get(event["kind"], 0) + 1
+    begun = any(True for _ in history.of("run"))
     leaders = [event for event in history.of("leader") if event["node"] is not None]
     return {
         "orders": len({asked["key"] for asked, _ in history.requests()}),
@@ -241,5 +245,6 @@ def _counts(history: History) -> dict[str, Any]:
         "aborted": len(outcomes.get("aborted", ())),
         "keys_refused": len(outcomes.get("reused", ())),
         "faults": faults,
+        "longest_in_doubt_s": round(max((wait.waited_s for wait in waits(history)), default=0.0), 2) if begun else None,
         "changes_of_leader": max(0, len({event["epoch"] for event in leaders}) - 1),
     }

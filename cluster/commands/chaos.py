@@ -17,6 +17,8 @@ def chaos(arguments: argparse.Namespace) -> int:
     """Run it."""
     kinds = [word for word in arguments.faults.split(",") if word]
     unknown = [kind for kind in kinds if kind not in KINDS]
+    if not kinds:
+        return complain(f"--faults: name some of {','.join(KINDS)}", USAGE)
     if unknown:
         return complain(f"--faults {','.join(unknown)}: there are {','.join(KINDS)}", USAGE)
     if arguments.minutes > MAX_MINUTES:
@@ -52,6 +54,8 @@ def _show(verdict: Verdict) -> None:
     counts = verdict.counts
     print(f"{counts['orders']} orders in {counts['requests']} requests: {counts['committed']} committed, ", end="")
     print(f"{counts['aborted']} aborted; {counts['changes_of_leader']} changes of leader")
+    longest_s = counts["longest_in_doubt_s"]
+    print(f"longest that a branch was in doubt while a majority and its participant were well: {longest_s} s")
     print("faults: " + ", ".join(f"{count} {kind}" for kind, count in sorted(counts["faults"].items())))
     for name, (says, _) in CHECKS.items():
         complaints = verdict.complaints.get(name, ())

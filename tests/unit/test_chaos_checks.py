@@ -290,6 +290,7 @@ def test_the_report_is_one_page_and_says_what_is_wrong(tmp_path):
             "committed": 1,
             "aborted": 1,
             "faults": {"kill": 1},
+            "longest_in_doubt_s": 0.4,
             "changes_of_leader": 1,
         },
     }
@@ -327,6 +328,7 @@ def test_a_disk_is_filled_to_the_last_byte(tmp_path):
     ("words", "says"),
     [
         (["--faults", "kill,flood"], "--faults flood: there are kill,pause,cut,slow,disk,clock"),
+        (["--faults", ","], "--faults: name some of kill,"),
         (["--minutes", "31"], "at most 30"),
     ],
 )

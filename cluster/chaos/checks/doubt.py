@@ -5,50 +5,66 @@ other. What is paused, killed, cut off or out of disk is not well; a slow link a
 could excuse a delay.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from itertools import combinations
+from typing import NamedTuple
 
 from cluster.chaos.history import Event, History
+
+
+class Wait(NamedTuple):
+    """A branch that was seen prepared. waited_s: for how long it has been, and all has been well."""
+
+    participant: str
+    gid: str
+    began_s: float
+    at_s: float
+    waited_s: float
+
+
+def waits(history: History) -> Iterator[Wait]:
+    """Every look at a prepared branch while its participant was calm."""
+    nodes, participants = history.nodes, history.participants
+    active: dict[int, Event] = {}
+    calm_since: dict[str, float] = dict.fromkeys(participants, 0.0)
+    since: dict[tuple[str, str], float] = {}
+    for event in history.of("began", "ended", "prepared"):
+        at_s = event["at"]
+        if event["type"] != "prepared":
+            active.setdefault(event["fault"], event)
+            for name in participants:
+                # What ends now has impaired it until now.
+                if not _calm(name, nodes, active.values()):
+                    calm_since[name] = at_s
+            if event["type"] == "ended":
+                del active[event["fault"]]
+        elif event["gids"] is not None:
+            name = event["participant"]
+            for key in [key for key in since if key[0] == name and key[1] not in event["gids"]]:
+                del since[key]
+            if event["gids"] and _calm(name, nodes, active.values()):
+                for gid in event["gids"]:
+                    began_s = since.setdefault((name, gid), at_s)
+                    yield Wait(name, gid, began_s, at_s, at_s - max(began_s, calm_since[name]))
+            else:
+                for gid in event["gids"]:
+                    since.setdefault((name, gid), at_s)
 
 
 def doubt(history: History) -> list[str]:
     """Follows every prepared branch from look to look."""
     bound_s = history.run["bound_s"]
-    nodes, participants = history.nodes, history.participants
-    active: dict[int, Event] = {}
-    calm_since: dict[str, float] = dict.fromkeys(participants, 0.0)
-    since: dict[tuple[str, str], float] = {}
-    complained: set[tuple[str, str]] = set()
-    looked: dict[str, list[str] | None] = {}
-    complaints = []
-    for event in history.events:
-        match event["type"]:
-            case "began" | "ended":
-                active.setdefault(event["fault"], event)
-                for name in participants:
-                    # What ends now has impaired it until now.
-                    if not _calm(name, nodes, active.values()):
-                        calm_since[name] = event["at"]
-                if event["type"] == "ended":
-                    del active[event["fault"]]
-            case "prepared":
-                name, gids = event["participant"], event["gids"]
-                looked[name] = gids
-                if gids is None:
-                    continue
-                for key in [key for key in since if key[0] == name and key[1] not in gids]:
-                    del since[key]
-                for gid in gids:
-                    key = (name, gid)
-                    began_s = since.setdefault(key, event["at"])
-                    waited_s = event["at"] - max(began_s, calm_since[name])
-                    if waited_s > bound_s and _calm(name, nodes, active.values()) and key not in complained:
-                        complained.add(key)
-                        complaints.append(
-                            f"{gid} is prepared at {name} since {began_s:.2f} s at least; at {event['at']:.2f} s all "
-                            f"has been well for {waited_s:.1f} s"
-                        )
-    for name in participants:
+    longest: dict[tuple[str, str], Wait] = {}
+    for wait in waits(history):
+        if wait.waited_s > bound_s:
+            longest[wait.participant, wait.gid] = wait
+    complaints = [
+        f"{wait.gid} is prepared at {wait.participant} since {wait.began_s:.2f} s at least; at {wait.at_s:.2f} s "
+        f"all has been well for {wait.waited_s:.1f} s"
+        for wait in longest.values()
+    ]
+    looked = {event["participant"]: event["gids"] for event in history.of("prepared")}
+    for name in history.participants:
         if name not in looked:
             complaints.append(f"{name} was never asked what it has prepared")
         elif looked[name] is None:
