@@ -640,6 +640,7 @@ class Driver:
         self._ledger.on_applied = self.applied
         self._ledger.on_restored = self.restored
         await self._log.start(self._ledger, self._leadership)
+        self._note_restore()  # its snapshot may tell of one
         self._housekeep()
 
     async def drain(self) -> None:
@@ -846,6 +847,7 @@ class Driver:
     def restored(self) -> None:
         """A snapshot has taken the place of the ledger's state: whoever waits may have been passed by."""
         self._step_down()  # a leader is never behind; should it be, what it drives is not what is
+        self._note_restore()
         for waiters in (self._decided_waiters, self._ended_waiters):
             for gid in list(waiters):
                 txn = self._ledger.get(gid)
@@ -856,6 +858,7 @@ class Driver:
     def _installed(self) -> None:
         """A copy has become the state, and epochs have a new base: whoever leads takes over anew."""
         self._step_down()
+        self._note_restore()
         self._released.clear()
         leadership = self._log.leadership()
         if leadership.is_leader:
@@ -1248,11 +1251,13 @@ class Driver:
                 )
         self._behind = behind
 
+    def _note_restore(self) -> None:
+        """On every node: whoever leads next has to know."""
+        if self._ledger.lost is not None:
+            self._restored_at = self._ledger.lost.since
+
     def _keeps_all(self) -> bool:
         """After a restore clients come back to ask what became of their requests, which are to be found if room is."""
-        lost = self._ledger.lost
-        if lost is not None:
-            self._restored_at = lost.since
         age_ms = self._clock.wall_ms() - self._restored_at
         return age_ms < self._limits.retention_s * 1000 and len(self._ledger) < self._limits.max_retained / 2
 

@@ -145,6 +145,19 @@ async def test_a_restore_whose_leader_was_lost_is_asked_for_again_where_nothing_
         assert len(first.node.ledger) == 20
 
 
+async def test_what_was_restored_is_kept_for_its_clients_whoever_leads_next(copy: bytes) -> None:
+    replicas = Replicas(nodes=NODES)
+    async with three(replicas, generation=2) as nodes:
+        participant = await start(NullManager())
+        await nodes[0].register("p", participant.url)
+        assert (await nodes[0].call("POST", "/v1/restore", raw=copy)).status == 200
+        await eventually(lambda: all(node.node.ledger.lost is None for node in nodes))
+        replicas.lead("n2")
+        await eventually(lambda: nodes[1].node.driver.leading)
+        assert nodes[1].node.driver._keeps_all()
+        await participant.stop()
+
+
 async def test_who_leads_before_it_has_heard_of_the_restore_takes_over_all_the_same(copy: bytes) -> None:
     """It claims an epoch without the base, which is fenced; and claims another when it has caught up."""
     replicas = Replicas(nodes=NODES)
