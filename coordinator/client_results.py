@@ -43,6 +43,7 @@ class BranchResult:
     reason, retryable: of a refusal; `retryable` says that a new transaction might fare better.
     result: what the participant returned with its vote.
     heuristic: the state that a participant claims against the decision; somebody has to look at it.
+    resolved: how an operator has ended it by hand, whatever the decision.
     """
 
     name: str
@@ -52,6 +53,7 @@ class BranchResult:
     retryable: bool = False
     result: Any = None
     heuristic: str | None = None
+    resolved: Decision | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,7 @@ class TransactionResult:
 
     decision: None while it is undecided; it never changes afterwards.
     reason, retryable: of an abort.
+    heuristic: contradicted, mixed or resolved, where a participant or an operator has left the normal way.
     key: the idempotency key that it was submitted with, where this client submitted it.
     """
 
@@ -75,6 +78,7 @@ class TransactionResult:
     decided_at: datetime | None
     ended_at: datetime | None
     key: str | None = None
+    heuristic: str | None = None
 
     @property
     def committed(self) -> bool:
@@ -258,10 +262,12 @@ def read_transaction(body: Any) -> TransactionResult:
         started_at=datetime.fromisoformat(body["started_at"]),
         decided_at=_date(body.get("decided_at")),
         ended_at=_date(body.get("ended_at")),
+        heuristic=_text_or_none(body.get("heuristic")),
     )
 
 
 def _branch(body: Any) -> BranchResult:
+    resolved = body.get("resolved")
     return BranchResult(
         name=_text(body["branch"]),
         participant=_text(body["participant"]),
@@ -270,6 +276,7 @@ def _branch(body: Any) -> BranchResult:
         retryable=bool(body.get("retryable", False)),
         result=body.get("result"),
         heuristic=_text_or_none(body.get("heuristic")),
+        resolved=None if resolved is None else Decision(resolved["outcome"]),
     )
 
 

@@ -147,6 +147,7 @@ async def test_a_submission_and_its_result() -> None:
                 "state": "committing",
                 "reason": "R",
                 "heuristic": "aborted",
+                "resolved": {"outcome": "abort", "at": "2026-01-31T12:00:00.000Z", "note": None},
                 "retryable": True,
             },
         ]
@@ -175,6 +176,7 @@ async def test_a_submission_and_its_result() -> None:
         assert txn.decided_at == datetime(2026, 1, 31, 12, 0, 0, 500_000, tzinfo=UTC)
         assert txn.ended_at is None
         assert txn.branch("a").result == {"left": 3}
+        assert txn.branch("b").resolved is Decision.ABORT
         assert (txn.branch("b").heuristic, txn.branch("b").reason, txn.branch("b").retryable) == ("aborted", "R", True)
         with pytest.raises(KeyError):
             txn.branch("c")
