@@ -40,8 +40,9 @@ from coordinator.errors import (
     TooMany,
     Unprocessable,
 )
+from coordinator.facts import Applied, Verdict
 from coordinator.inquiry import Inquiry
-from coordinator.ledger import Applied, Ledger, Verdict
+from coordinator.ledger import Ledger
 from coordinator.lost import base_above
 from coordinator.protocol.entries import CopyInstalled, CopyPiece, LostRangeNoted
 from coordinator.relay import Relay, break_off

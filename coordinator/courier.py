@@ -48,7 +48,7 @@ from coordinator.codec import (
 )
 from coordinator.config import Limits, Timing
 from coordinator.connections import Connections, PostFailed
-from coordinator.ledger import Participant
+from coordinator.facts import Participant
 from coordinator.protocol.messages import (
     Answer,
     Contradicted,

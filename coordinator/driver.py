@@ -28,6 +28,7 @@ from typing import Final
 
 from cluster.replication.clock import Clock
 from cluster.replication.log import Leadership, NotProposed, ProposalUnknown, ReplicatedLog
+from coordinator.commands import encode_command
 from coordinator.config import Limits, NodeConfig
 from coordinator.courier import Courier, LaneStatus
 from coordinator.deadlines import Deadlines
@@ -45,7 +46,8 @@ from coordinator.errors import (
     TooMany,
     Unprocessable,
 )
-from coordinator.ledger import Applied, Knowledge, Ledger, Participant, Verdict, encode_command
+from coordinator.facts import Applied, Knowledge, Participant, Verdict
+from coordinator.ledger import Ledger
 from coordinator.levels import ENTRY_LEVELS, OLDEST
 from coordinator.metrics import Metrics
 from coordinator.protocol.effects import Reply, Send, SetDeadline

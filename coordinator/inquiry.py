@@ -24,7 +24,8 @@ from coordinator.codec import Malformed, json_value
 from coordinator.config import NodeConfig, is_loopback
 from coordinator.driver import Driver
 from coordinator.errors import OutlastError
-from coordinator.ledger import Ledger, Participant, Verdict
+from coordinator.facts import Participant, Verdict
+from coordinator.ledger import Ledger
 from coordinator.lost import LostRange
 from coordinator.protocol.entries import LostRangeNoted, Reconciled
 from coordinator.protocol.messages import Gid

@@ -28,8 +28,8 @@ below the floor can begin any more.
 
 What is not understood
 ----------------------
-Commands enter the log through `encode_command` of some node's software, the newest included. So what this software
-does not understand is one of two things:
+Commands enter the log through `encode_command` of some node's software (`commands.py`), the newest included. So what
+this software does not understand is one of two things:
 
 - *Newer software may have written it*: a newer command version, an unknown tag, more fields than are known, an unknown
   value of an enum or name of a protocol, `Raised` beyond what this software understands. Others may well understand
@@ -44,29 +44,29 @@ driver proposes none; this is so that nothing else can.
 
 Memory
 ------
-Ended transactions are kept packed: as bytes they cost a third of what objects cost, and the garbage collector does not
-walk them. The table is keyed by gid number and ordered by it, because transactions begin in that order (`rows.py`).
+Ended transactions are kept packed (`packed.py`). The table is keyed by gid number and ordered by it, because
+transactions begin in that order (`rows.py`).
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from enum import Enum
-from typing import Any, Final
+from typing import Any
 
 import msgpack
 
 from cluster.replication.log import NeedsNewer
-from coordinator.codec import Malformed, Newer, RecordCodec, json_value
+from coordinator.codec import Malformed, Newer
+from coordinator.commands import decode_command
 from coordinator.copies import NO_DIGEST, chained
+from coordinator.facts import Applied, Knowledge, Participant, Verdict
 from coordinator.levels import NEWEST, OLDEST, level_of
 from coordinator.lost import EPOCH_MARGIN, EPOCH_MAX, LostRange, first_of, last_of
+from coordinator.packed import ended_at_of, is_committed, pack, unpack
 from coordinator.protocol.entries import (
     Acknowledged,
     Beginning,
     Begun,
-    BranchPlan,
-    BranchVote,
     ContradictionSeen,
     CopyInstalled,
     CopyPiece,
@@ -90,125 +90,19 @@ from coordinator.protocol.entries import (
 from coordinator.protocol.messages import Gid
 from coordinator.protocol.registry import PROTOCOLS
 from coordinator.protocol.transaction import Branch, Decision, Heuristic, State, Transaction, VoteKind
-from coordinator.rows import Keys, Rows, rows_of
-
-_log = logging.getLogger(__name__)
-
-COMMAND_VERSION: Final = 1
-STATE_VERSION: Final = 2
-"""Of snapshots. A cluster of level 1 writes version 1, which knows no levels, so that older software can read it."""
-_STATE_VERSION_OF_LEVEL_1: Final = 1
-_NUMBERS: Final = 1 << 64
-"""Numbers of gids are below it."""
-
-ENTRIES: Final = RecordCodec(
-    {
-        1: TookOver,
-        2: Begun,
-        3: BranchPlan,
-        4: Decided,
-        5: BranchVote,
-        6: ContradictionSeen,
-        7: Ended,
-        8: Registered,
-        9: Unregistered,
-        10: Forgotten,
-        11: Raised,
-        16: Opened,
-        17: Enlisted,
-        18: Sealed,
-        12: CopyPiece,
-        13: CopyInstalled,
-        14: Reconciled,
-        15: LostRangeNoted,
-        19: Resolved,
-        20: Acknowledged,
-    }
+from coordinator.rows import Keys, Rows
+from coordinator.states import (
+    head_piece,
+    needs_newer,
+    participants_of,
+    read_head,
+    refuse_strange_rows,
+    restore_rows,
+    row_pieces,
+    works_at,
 )
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Participant:
-    """Where a participant listens, and whether it takes batches."""
-
-    name: str
-    url: str
-    batch: bool
-
-
-RECORDS: Final = RecordCodec({1: Transaction, 2: Branch, 3: Participant})
-
-# ------------------------------------------------------------------------------------------------ commands
-
-
-def encode_command(header: Header, entries: list[Entry]) -> bytes:
-    """One log command: many entries under one header."""
-    plain = [COMMAND_VERSION, header.epoch, header.at, [ENTRIES.to_plain(entry) for entry in entries]]
-    encoded: bytes = msgpack.packb(plain)
-    return encoded
-
-
-def decode_command(command: bytes) -> tuple[Header, list[Entry]]:
-    """The inverse of `encode_command`. Raises `Malformed`, and of that kind `Newer`; see "What is not understood"."""
-    try:
-        plain = msgpack.unpackb(command)
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise Malformed(f"not msgpack: {error}") from error
-    if not isinstance(plain, list) or not plain or type(plain[0]) is not int:
-        raise Malformed("not a command")
-    if plain[0] > COMMAND_VERSION:
-        raise Newer(f"a command of version {plain[0]}")
-    if len(plain) != 4 or plain[0] != COMMAND_VERSION or not isinstance(plain[3], list):
-        raise Malformed("not a command of any version")
-    if type(plain[1]) is not int or type(plain[2]) is not int:
-        raise Malformed("epoch and date must be integers")
-    entries = [ENTRIES.from_plain(item) for item in plain[3]]
-    for entry in entries:
-        if isinstance(entry, BranchPlan | BranchVote):
-            raise Malformed("a part of an entry where an entry should be")
-    return Header(epoch=plain[1], at=plain[2]), entries
-
-
-# ------------------------------------------------------------------------------------------------ what came of an entry
-
-
-class Verdict(Enum):
-    """What applying an entry did. Everything but APPLIED changed nothing."""
-
-    APPLIED = "applied"
-    FENCED = "fenced: of an older epoch"
-    UNCHANGED = "out of turn"
-    KEY_TAKEN = "its idempotency key names another transaction with the same body"
-    KEY_REUSED = "its idempotency key was used with another body"
-    UNKNOWN_PARTICIPANT = "a participant is not registered"
-    IN_USE = "unfinished transactions name the participant"
-    MALFORMED = "not understood"
-    TOO_EARLY = "of a kind that is not used before every node understands it"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Applied:
-    """One applied entry: what it was, what it did, and the transaction concerned as it now is.
-
-    For KEY_TAKEN and KEY_REUSED, `txn` is the one that has the key.
-    """
-
-    entry: Entry
-    verdict: Verdict
-    txn: Transaction | None = None
-    detail: str | None = None
-
-
-class Knowledge(Enum):
-    """What a ledger can say of a gid's outcome; see "The floor" above."""
-
-    COMMITTED = "committed"
-    ABORTED = "aborted"
-    UNDECIDED = "undecided"
-    FORGOTTEN = "forgotten"
-    ASK_LEADER = "only the leader can tell"
-    LOST = "of what is found out after a restore"
-    FOREIGN = "not a gid of this cluster"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -261,7 +155,7 @@ class Ledger:
         try:
             header, entries = decode_command(command)
         except Newer as error:
-            raise NeedsNewer(_needs_newer(f"the log holds {error}", self.understands)) from error
+            raise NeedsNewer(needs_newer(f"the log holds {error}", self.understands)) from error
         except Malformed as error:
             # Every replica comes to this same conclusion, so the copies stay equal; people must hear of it.
             _log.critical("a committed command is not understood and changed nothing: %s", error)
@@ -277,10 +171,10 @@ class Ledger:
         """Before the first of them is applied: a command is applied as a whole, or not at all."""
         for entry in entries:
             if isinstance(entry, Raised) and entry.level > self.understands:
-                raise NeedsNewer(_works_at(entry.level, self.understands))
+                raise NeedsNewer(works_at(entry.level, self.understands))
             if isinstance(entry, Begun | Opened) and entry.protocol not in PROTOCOLS:
                 what = f"the log holds a transaction of the unknown protocol {entry.protocol!r:.40}"
-                raise NeedsNewer(_needs_newer(what, self.understands))
+                raise NeedsNewer(needs_newer(what, self.understands))
 
     def _apply_entry(self, header: Header, entry: Entry) -> Applied:
         if header.epoch < self.epoch:
@@ -553,7 +447,7 @@ class Ledger:
             self._table[number] = None
         else:
             self.unfinished.pop(number, None)
-            self._table[number] = _pack(txn)
+            self._table[number] = pack(txn)
 
     # -------------------------------------------------------------------------------------------- reading
 
@@ -572,7 +466,7 @@ class Ledger:
         if unfinished is not None:
             return unfinished
         packed = self._table.get(number)
-        return None if packed is None else _unpack(self.cluster, number, packed)
+        return None if packed is None else unpack(self.cluster, number, packed)
 
     def at(self, number: int) -> Transaction | None:
         """The transaction of this number, if it is in the table."""
@@ -583,7 +477,7 @@ class Ledger:
         packed = self._table[number]
         if packed is None:
             return self.unfinished[number].state
-        return State.COMMITTED if _flags(packed) & _COMMIT else State.ABORTED
+        return State.COMMITTED if is_committed(packed) else State.ABORTED
 
     def holder(self, key: str) -> Transaction | None:
         """The transaction that an idempotency key names."""
@@ -663,7 +557,7 @@ class Ledger:
                 return
             if packed is None or number in self.kept:
                 continue
-            ended_at = _ended_at(packed)
+            ended_at = ended_at_of(packed)
             if ended_at <= before:
                 yield number, ended_at
             elif floor is None:
@@ -674,20 +568,12 @@ class Ledger:
     def snapshot(self) -> Callable[[], Iterator[bytes]]:
         """Freeze now, encode later, on any thread: all that is held is immutable, so shallow copies are enough.
 
-        Keys are not among it: each transaction knows its own. The first piece begins with the version and, from version
-        2 on, the level, whatever else comes to be in it: so any later software's can be told for what it is.
+        See `states.py` for what comes of it.
         """
-        head = [
-            *([_STATE_VERSION_OF_LEVEL_1] if self.level == OLDEST else [STATE_VERSION, self.level]),
-            self.cluster,
-            self.epoch,
-            self.leader,
-            self.floor,
-            [RECORDS.to_plain(participant) for participant in self.participants.values()],
-            len(self._table) if self._expected is None else self._expected,
-        ]
+        count = len(self._table) if self._expected is None else self._expected
+        rest = [self.cluster, self.epoch, self.leader, self.floor]
+        head = head_piece(self.level, rest, self.participants, count)
         chunks, unfinished = self._table.freeze(), dict(self.unfinished)
-        chunks.reverse()
         more: dict[str, Any] = {}
         if self.epoch_base or self.lost is not None:
             more["restored"] = [self.epoch_base, None if self.lost is None else self.lost.to_plain()]
@@ -702,15 +588,7 @@ class Ledger:
                 yield msgpack.packb(more)
             for piece in staged() if staged is not None else ():
                 yield msgpack.packb({"piece": piece})
-            while chunks:
-                # Let go of one after the other: freeing a million rows at once takes time.
-                place, chunk = chunks.pop()
-                yield msgpack.packb(
-                    [
-                        [number, packed if packed is not None else RECORDS.to_plain(unfinished[number])]
-                        for number, packed in rows_of(place, chunk)
-                    ]
-                )
+            yield from row_pieces(chunks, unfinished)
 
         return encode
 
@@ -724,7 +602,7 @@ class Ledger:
             for piece in pieces:
                 made.feed(piece)
         except Newer as error:
-            raise NeedsNewer(_needs_newer(f"the snapshot holds {error}", self.understands)) from error
+            raise NeedsNewer(needs_newer(f"the snapshot holds {error}", self.understands)) from error
         if not made.is_whole:
             raise Malformed("not a state: transactions are missing, or there are too many")
 
@@ -753,7 +631,7 @@ class Ledger:
         """
         try:
             if self._expected is None:
-                self.level, (cluster, epoch, leader, floor, participants, count) = self._restored_head(piece)
+                self.level, (cluster, epoch, leader, floor, participants, count) = read_head(piece, self.understands)
                 if cluster != self.cluster:
                     raise Malformed("of another cluster")
                 if not all(type(number) is int for number in (epoch, floor, count)):
@@ -763,7 +641,7 @@ class Ledger:
                 if foreign and not isinstance(leader, str | None):
                     raise Malformed("something else where a node should be")
                 self.epoch, self.leader, self.floor = epoch, leader, floor
-                self.participants, self._expected = _restored_participants(participants), count
+                self.participants, self._expected = participants_of(participants), count
                 return
             plain = msgpack.unpackb(piece)
             if isinstance(plain, dict):
@@ -773,8 +651,8 @@ class Ledger:
                 self._feed_more(plain)
                 return
             if foreign:
-                _refuse_strange_rows(plain, self.cluster, last_of(self.epoch), self.participants)
-            _restore_rows(plain, self._table, self.unfinished, self.keys, self.kept)
+                refuse_strange_rows(plain, self.cluster, last_of(self.epoch), self.participants)
+            restore_rows(plain, self._table, self.unfinished, self.keys, self.kept)
         except Malformed:
             raise
         except (
@@ -801,22 +679,6 @@ class Ledger:
             else:
                 raise Newer(f"{name[:40]!r} in a state")
 
-    def _restored_head(self, piece: bytes) -> tuple[int, list[Any]]:
-        """The level, and the rest of the first piece. Raises `Malformed`, `NeedsNewer`, and what bad bytes raise."""
-        version, *head = msgpack.unpackb(piece)
-        if version == _STATE_VERSION_OF_LEVEL_1:
-            return OLDEST, head
-        if type(version) is not int or version < 1 or not head or type(head[0]) is not int:
-            raise Malformed("of no version")
-        level: int = head[0]
-        if level > self.understands:
-            raise NeedsNewer(_works_at(level, self.understands))
-        if version > STATE_VERSION:
-            raise Newer(f"a state of version {version}")
-        if level <= OLDEST:
-            raise Malformed("of a level that writes another version")
-        return level, head[1:]
-
     def fork(self) -> "Ledger":
         """An independent copy, without a listener: for models that walk many futures of one state."""
         copy = Ledger(self.cluster, understands=self.understands)
@@ -828,221 +690,3 @@ class Ledger:
         if self.staged is not None:
             copy.staged = replace(self.staged, ledger=self.staged.ledger.fork())
         return copy
-
-
-def _works_at(level: int, understands: int) -> str:
-    return _needs_newer(f"this cluster works at level {level}", understands)
-
-
-def _needs_newer(what: str, understands: int) -> str:
-    return (
-        f"{what}, and this software understands level {understands}: install the software that the other nodes run "
-        "(docs/UPGRADES.md); nothing was changed"
-    )
-
-
-def _restored_participants(plain: Any) -> dict[str, Participant]:
-    participants = [RECORDS.from_plain(item) for item in plain]
-    if not all(isinstance(participant, Participant) for participant in participants):
-        raise Malformed("something else among the participants")
-    return {participant.name: participant for participant in participants}
-
-
-def _restore_rows(rows: Any, table: Rows, unfinished: dict[int, Transaction], keys: Keys, kept: set[int]) -> None:
-    last = next(reversed(table), -1)
-    for number, row in rows:
-        if type(number) is not int or not last < number < _NUMBERS:
-            raise Malformed("something else where the next number should be")
-        last = number
-        if isinstance(row, bytes):
-            table[number] = row
-            plain = msgpack.unpackb(row)
-            key = plain[_KEY]
-            if plain[_FLAGS] & _KEPT:
-                kept.add(number)
-        else:
-            txn = RECORDS.from_plain(row)
-            if not isinstance(txn, Transaction):
-                raise Malformed("something else among the transactions")
-            table[number], unfinished[number] = None, txn
-            key = txn.key
-            if txn.kept:
-                kept.add(number)
-        if key is not None:
-            if type(key) is not str:
-                raise Malformed("something else where a key should be")
-            keys[key] = number
-
-
-def _refuse_strange_rows(rows: Any, cluster: str, last: int, participants: Collection[str]) -> None:
-    """Raises `Malformed` unless `_pack` and `RECORDS` write such rows, and what bad bytes raise."""
-    for number, row in rows:
-        if type(number) is not int or not 0 <= number <= last:
-            raise Malformed("something else where a number should be")
-        if isinstance(row, bytes):
-            if row[:1] not in _ROW_HEADS or not _is_row(msgpack.unpackb(row)):
-                raise Malformed("something else where an ended transaction should be")
-            _refuse_strange_parts(_unpack(cluster, number, row))
-            continue
-        txn = RECORDS.from_plain(row)
-        if not isinstance(txn, Transaction) or txn.ended_at is not None:
-            raise Malformed("something else where an unfinished transaction should be")
-        _refuse_strange_parts(txn)
-        gid = Gid.of_number(cluster, number)
-        if any(branch.participant not in participants for branch in txn.branches):
-            raise Malformed(f"a branch of {gid} at a participant that is not registered")
-        if (txn.gid, txn.epoch) != (str(gid), gid.epoch):
-            raise Malformed(f"{txn.gid!r:.100} in the place of {gid}")
-
-
-def _refuse_strange_parts(txn: Transaction) -> None:
-    """What holds of each transaction of a copy, ended or not. Raises `Malformed`."""
-    if txn.protocol not in PROTOCOLS:
-        raise Newer(f"a transaction of the unknown protocol {txn.protocol!r:.40}")
-    if Gid.parse(txn.gid) is None:
-        raise Malformed("a number that is no gid's")
-    for branch in txn.branches:
-        for text in (branch.payload, branch.result):
-            if text is not None:
-                json_value(text)
-
-
-# ------------------------------------------------------------------------------------------------ ended, packed
-#
-# [ended_at, started_at, decided_at, flags, timeout_ms, protocol, reason, key, body_hash, branches, acknowledged_at]:
-# gid and epoch are in the number, and the last one is there only where it is set. The end comes first, so that finding
-# what may be forgotten reads a few bytes of each row; the flags come after integers only, so that the state of
-# thousands of rows can be looked at without unpacking them.
-
-_COMMIT, _RETRYABLE, _KEPT = 1, 2, 4
-_INTEGER_BYTES: Final = bytes(
-    {0xCC: 2, 0xCD: 3, 0xCE: 5, 0xCF: 9, 0xD0: 2, 0xD1: 3, 0xD2: 5, 0xD3: 9}.get(first, 1) for first in range(256)
-)
-"""Length of a packed integer, by its first byte. Small ones, and nil, are that byte alone."""
-_FLAGS: Final = 3
-_KEY: Final = 7
-"""Where the flags and the key stand in a row."""
-_RESOLVED: Final = (None, Decision.COMMIT, Decision.ABORT)
-_VOTES: Final = (None, VoteKind.PREPARED, VoteKind.READ_ONLY, VoteKind.REFUSED)
-
-
-_ROW_HEADS: Final = (b"\x9a", b"\x9b")
-"""The first byte of a row: a list of 10, or of 11."""
-_INT, _TEXT, _BYTES = (int,), (str, type(None)), (bytes, type(None))
-_MAYBE_INT: Final = (int, type(None))
-_ROW_TYPES: Final = (_INT, _INT, _MAYBE_INT, _INT, _INT, (str,), _TEXT, _TEXT, _BYTES, (list,), _MAYBE_INT)
-_BRANCH_TYPES: Final = (
-    (str,), _MAYBE_INT, _TEXT, _TEXT, (bool, type(None)), _BYTES, _TEXT, _MAYBE_INT, _MAYBE_INT, _TEXT
-)  # fmt: skip
-
-
-def _is_row(row: Any) -> bool:
-    """Whether `_pack` writes this."""
-    return (
-        all(type(value) in types for value, types in zip(row, _ROW_TYPES, strict=False))
-        and 0 <= row[_FLAGS] <= _COMMIT | _RETRYABLE | _KEPT
-        and all(type(branch) is list and 0 < len(branch) <= 10 and _is_branch(branch) for branch in row[9])
-    )
-
-
-def _is_branch(branch: list[Any]) -> bool:
-    """Whether `_pack_branch` writes this."""
-    return (
-        all(type(value) in types for value, types in zip(branch, _BRANCH_TYPES, strict=False))
-        and (len(branch) < 2 or (branch[1] or 0) in range(len(_VOTES)))
-        and (len(branch) < 8 or (branch[7] or 0) in range(len(_RESOLVED)))
-    )
-
-
-def _pack(txn: Transaction) -> bytes:
-    flags = (_COMMIT if txn.decision is Decision.COMMIT else 0) | (_RETRYABLE if txn.retryable else 0)
-    flags |= _KEPT if txn.kept else 0
-    packed: bytes = msgpack.packb(
-        [
-            txn.ended_at,
-            txn.started_at,
-            txn.decided_at,
-            flags,
-            txn.timeout_ms,
-            txn.protocol,
-            txn.reason,
-            txn.key,
-            txn.body_hash,
-            [_pack_branch(branch) for branch in txn.branches],
-            *([] if txn.acknowledged_at is None else [txn.acknowledged_at]),
-        ]
-    )
-    return packed
-
-
-def _pack_branch(branch: Branch) -> list[Any]:
-    participant = None if branch.participant == branch.name else branch.participant
-    row = [
-        branch.name,
-        _VOTES.index(branch.vote),
-        participant,
-        branch.reason,
-        branch.retryable,
-        branch.result,
-        branch.contradiction,
-        _RESOLVED.index(branch.resolved) or None,
-        branch.resolved_at,
-        branch.note,
-    ]
-    while row[-1] is None or row[-1] is False:
-        row.pop()
-    return row
-
-
-def _unpack(cluster: str, number: int, packed: bytes) -> Transaction:
-    row = msgpack.unpackb(packed)
-    ended_at, started_at, decided_at, flags, timeout_ms, protocol, reason, key, body_hash, branches = row[:10]
-    gid = Gid.of_number(cluster, number)
-    return Transaction(
-        gid=str(gid),
-        protocol=protocol,
-        epoch=gid.epoch,
-        branches=tuple(_unpack_branch(branch) for branch in branches),
-        timeout_ms=timeout_ms,
-        started_at=started_at,
-        key=key,
-        body_hash=body_hash,
-        decision=Decision.COMMIT if flags & _COMMIT else Decision.ABORT,
-        reason=reason,
-        retryable=bool(flags & _RETRYABLE),
-        decided_at=decided_at,
-        ended_at=ended_at,
-        acknowledged_at=row[10] if len(row) > 10 else None,
-    )
-
-
-def _unpack_branch(row: list[Any]) -> Branch:
-    row = row + [None] * (10 - len(row))
-    name, vote, participant, reason, retryable, result, contradiction, resolved, resolved_at, note = row
-    return Branch(
-        name=name,
-        participant=participant if participant is not None else name,
-        vote=_VOTES[vote or 0],
-        reason=reason,
-        retryable=bool(retryable),
-        result=result,
-        contradiction=contradiction,
-        resolved=_RESOLVED[resolved or 0],
-        resolved_at=resolved_at,
-        note=note,
-    )
-
-
-def _flags(packed: bytes) -> int:
-    at = 1  # after the length of the row
-    for _date in ("ended_at", "started_at", "decided_at"):
-        at += _INTEGER_BYTES[packed[at]]
-    return packed[at]
-
-
-def _ended_at(packed: bytes) -> int:
-    unpacker = msgpack.Unpacker()
-    unpacker.feed(packed[:16])
-    unpacker.read_array_header()
-    ended_at: int = unpacker.unpack()
-    return ended_at

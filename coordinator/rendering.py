@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from coordinator.codec import json_value
-from coordinator.ledger import Participant
+from coordinator.facts import Participant
 from coordinator.protocol.messages import Prepared, ReadOnly, Refused
 from coordinator.protocol.transaction import Branch, Decision, Tally, Transaction, VoteKind
 from coordinator.waiting import Waiting

@@ -36,7 +36,8 @@ from cluster.process import Process, Program, arguments
 from cluster.replication.raft_journal import file_journal
 from cluster.replication.snapshot import NOTHING_COMMAND, Snapshots
 from cluster.service import Service
-from coordinator.ledger import Ledger, encode_command
+from coordinator.commands import encode_command
+from coordinator.ledger import Ledger
 from coordinator.protocol.entries import (
     Begun,
     BranchPlan,

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from cluster.replication.log import NeedsNewer
 from coordinator import codec
 from coordinator.codec import Malformed
-from coordinator.ledger import Applied, Ledger, Verdict, decode_command, encode_command
+from coordinator.commands import decode_command, encode_command
+from coordinator.facts import Applied, Verdict
+from coordinator.ledger import Ledger
 from coordinator.protocol.entries import CopyInstalled, CopyPiece, Entry, Header, TookOver
 from tests.fuzz import HUNT, examples
 from tests.fuzz.lives import LIFE, PLAIN, RESTORE, check_usable, content, ledger_after

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from cluster.replication.log import NeedsNewer
 from coordinator.codec import Malformed
+from coordinator.commands import encode_command
 from coordinator.copies import CopyBroken, CopyHeader, CopyReader, chained, cut, written
-from coordinator.ledger import Ledger, Verdict, encode_command
+from coordinator.facts import Verdict
+from coordinator.ledger import Ledger
 from coordinator.levels import NEWEST
 from coordinator.protocol.entries import CopyInstalled, CopyPiece, Header, Raised, TookOver
 from coordinator.protocol.messages import Gid

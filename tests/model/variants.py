@@ -7,7 +7,8 @@ A checker that has never failed proves nothing. Each variant replaces one rule o
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from coordinator.ledger import Applied, Knowledge, Ledger, Verdict
+from coordinator.facts import Applied, Knowledge, Verdict
+from coordinator.ledger import Ledger
 from coordinator.protocol.effects import Effect
 from coordinator.protocol.entries import (
     Acknowledged,

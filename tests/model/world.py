@@ -58,7 +58,9 @@ from itertools import product
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from coordinator.ledger import Knowledge, Ledger, encode_command
+from coordinator.commands import encode_command
+from coordinator.facts import Knowledge
+from coordinator.ledger import Ledger
 from coordinator.levels import NEWEST
 from coordinator.protocol.base import CommitProtocol
 from coordinator.protocol.effects import Reply, Send

@@ -14,7 +14,8 @@ from cluster.replication.log import NotProposed, ProposalUnknown
 from cluster.replication.raft_journal import RaftJournal
 from cluster.replication.raft_log import RaftLog
 from coordinator.driver import Driver
-from coordinator.ledger import Knowledge, Ledger
+from coordinator.facts import Knowledge
+from coordinator.ledger import Ledger
 from coordinator.node import Node
 from coordinator.protocol.entries import Begun, Decided
 from coordinator.protocol.messages import Commit, Prepare

@@ -4,7 +4,8 @@ from typing import Any
 
 from cluster.replication.raft_journal import RaftJournal
 from cluster.replication.raft_log import RaftLog
-from coordinator.ledger import Applied, Ledger
+from coordinator.facts import Applied
+from coordinator.ledger import Ledger
 from coordinator.node import Node
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.machines import LIFE, SimLoop

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from coordinator.codec import Malformed
+from coordinator.commands import ENTRIES, decode_command, encode_command
 from coordinator.config import Compatibility, Limits
-from coordinator.ledger import ENTRIES, decode_command, encode_command
 from coordinator.protocol.effects import Reply, Send, SetDeadline
 from coordinator.protocol.entries import (
     BranchVote,

@@ -24,7 +24,8 @@ from coordinator.codec import (
     request_from_wire,
     request_to_wire,
 )
-from coordinator.ledger import ENTRIES, RECORDS, Participant, decode_command
+from coordinator.commands import ENTRIES, decode_command
+from coordinator.facts import Participant
 from coordinator.protocol.entries import (
     Begun,
     BranchPlan,
@@ -52,6 +53,7 @@ from coordinator.protocol.messages import (
     Stamp,
 )
 from coordinator.protocol.transaction import Branch, Decision, Transaction, VoteKind
+from coordinator.states import RECORDS
 
 ANY = settings(deadline=None, derandomize=True, database=None, max_examples=300)
 

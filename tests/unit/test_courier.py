@@ -12,7 +12,7 @@ from cluster.replication.clock import SystemClock
 from coordinator.codec import MSGPACK_TYPE, json_bytes
 from coordinator.config import Limits, Timing
 from coordinator.courier import BATCH_WORKERS, SINGLE_WORKERS, Courier
-from coordinator.ledger import Participant
+from coordinator.facts import Participant
 from coordinator.protocol.messages import (
     Abort,
     Acked,

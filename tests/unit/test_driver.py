@@ -10,10 +10,11 @@ import pytest
 
 from cluster.replication.clock import SystemClock
 from cluster.replication.log import Leadership, NotProposed
+from coordinator.commands import decode_command, encode_command
 from coordinator.config import Limits, NodeConfig
 from coordinator.driver import COMMANDS_UNDER_WAY, NewTransaction
 from coordinator.errors import Gone, NotFound, NotKnownYet, NotLeader, OutcomeUnknown
-from coordinator.ledger import Ledger, decode_command, encode_command
+from coordinator.ledger import Ledger
 from coordinator.protocol.entries import (
     Begun,
     BranchPlan,

@@ -10,17 +10,9 @@ from hypothesis import strategies as st
 
 from cluster.replication.log import NeedsNewer
 from coordinator.codec import Malformed
-from coordinator.ledger import (
-    COMMAND_VERSION,
-    ENTRIES,
-    STATE_VERSION,
-    Applied,
-    Knowledge,
-    Ledger,
-    Verdict,
-    decode_command,
-    encode_command,
-)
+from coordinator.commands import COMMAND_VERSION, ENTRIES, decode_command, encode_command
+from coordinator.facts import Applied, Knowledge, Verdict
+from coordinator.ledger import Ledger
 from coordinator.levels import NEWEST
 from coordinator.protocol.entries import (
     Begun,
@@ -43,6 +35,7 @@ from coordinator.protocol.invariants import check, check_delta, check_owed
 from coordinator.protocol.messages import Gid
 from coordinator.protocol.registry import PROTOCOLS
 from coordinator.protocol.transaction import Decision, State, VoteKind
+from coordinator.states import STATE_VERSION
 
 ANY = settings(deadline=None, derandomize=True, database=None, max_examples=300)
 
@@ -467,7 +460,7 @@ def test_the_state_of_what_has_ended_is_seen_without_unpacking_it(dates):
         bench.do(decision(gid, which), at=decided_at)
         bench.do(Ended(gid=gid), at=ended_at)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("coordinator.ledger._unpack", lambda _cluster, number, _packed: number)
+        monkeypatch.setattr("coordinator.ledger.unpack", lambda _cluster, number, _packed: number)
         for which, state in ((Decision.COMMIT, State.COMMITTED), (Decision.ABORT, State.ABORTED)):
             found, _ = bench.ledger.page(state=state, after=None, limit=100, scan=100)
             wanted = [number(f"m-1-{n}") for n, (*_, decided) in enumerate(dates) if decided is which]

@@ -17,10 +17,12 @@ from cluster.replication.memory import MemoryLog
 from cluster.replication.solo import SoloLog
 from coordinator import levels
 from coordinator.codec import RecordCodec
+from coordinator.commands import COMMAND_VERSION, ENTRIES, encode_command
 from coordinator.config import Compatibility
 from coordinator.driver import LOOK_AT_LEVELS_S, Driver
 from coordinator.errors import NotBeforeUpgrade
-from coordinator.ledger import COMMAND_VERSION, ENTRIES, RECORDS, Applied, Ledger, Verdict, encode_command
+from coordinator.facts import Applied, Verdict
+from coordinator.ledger import Ledger
 from coordinator.levels import ENTRY_LEVELS, FIELD_LEVELS, NEWEST, OLDEST, PROTOCOL_LEVELS, level_of
 from coordinator.protocol import entries
 from coordinator.protocol.entries import (
@@ -39,6 +41,7 @@ from coordinator.protocol.entries import (
 )
 from coordinator.protocol.registry import PROTOCOLS
 from coordinator.protocol.transaction import Branch, Decision, Transaction, VoteKind
+from coordinator.states import RECORDS
 from tests.support.logs import Replicas
 from tests.support.nodes import configs, running
 from tests.support.waiting import eventually, turns

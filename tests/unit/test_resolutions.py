@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from cluster.cli import main
-from coordinator.ledger import Ledger, Verdict, encode_command
+from coordinator.commands import encode_command
+from coordinator.facts import Verdict
+from coordinator.ledger import Ledger
 from coordinator.levels import NEWEST, OLDEST
 from coordinator.protocol.entries import (
     Acknowledged,

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.commands import encode_command
 from coordinator.copies import NO_DIGEST, chained, cut
-from coordinator.ledger import RECORDS, Knowledge, Ledger, Verdict, encode_command
+from coordinator.facts import Knowledge, Verdict
+from coordinator.ledger import Ledger
 from coordinator.lost import EPOCH_MARGIN, EPOCH_MAX, base_above
 from coordinator.protocol.entries import (
     Begun,
@@ -29,6 +31,7 @@ from coordinator.protocol.entries import (
 from coordinator.protocol.invariants import check
 from coordinator.protocol.messages import Gid
 from coordinator.protocol.transaction import Decision, Transaction, VoteKind
+from coordinator.states import RECORDS
 
 QUICK = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 BASE = 200_000

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from tests.simulation.checkers.base import Checker
 
 if TYPE_CHECKING:
-    from coordinator.ledger import Applied
+    from coordinator.facts import Applied
     from tests.simulation.world import World
 
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from coordinator.ledger import Applied
+    from coordinator.facts import Applied
     from tests.simulation.bank import Bank
     from tests.simulation.faults import Fault
     from tests.simulation.world import World

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tests.simulation.checkers.base import Checker
 
 if TYPE_CHECKING:
-    from coordinator.ledger import Applied
+    from coordinator.facts import Applied
 
 
 class Keys(Checker):

@@ -6,7 +6,7 @@ from participants.resource import State
 from tests.simulation.checkers.base import Checker
 
 if TYPE_CHECKING:
-    from coordinator.ledger import Applied
+    from coordinator.facts import Applied
     from tests.simulation.bank import Bank
     from tests.simulation.world import World
 

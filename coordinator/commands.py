@@ -1,0 +1,91 @@
+"""Commands of the log: a header and entries, as bytes; the entries' tags are given out here.
+
+A tag is never given to anything else, and what is written today is read for ever; `levels.py` says how a new kind of
+entry comes to be. What is not understood is malformed for every replica, or of newer software: see
+`coordinator.ledger`, "What is not understood".
+"""
+
+from typing import Final
+
+import msgpack
+
+from coordinator.codec import Malformed, Newer, RecordCodec
+from coordinator.protocol.entries import (
+    Acknowledged,
+    Begun,
+    BranchPlan,
+    BranchVote,
+    ContradictionSeen,
+    CopyInstalled,
+    CopyPiece,
+    Decided,
+    Ended,
+    Enlisted,
+    Entry,
+    Forgotten,
+    Header,
+    LostRangeNoted,
+    Opened,
+    Raised,
+    Reconciled,
+    Registered,
+    Resolved,
+    Sealed,
+    TookOver,
+    Unregistered,
+)
+
+COMMAND_VERSION: Final = 1
+
+ENTRIES: Final = RecordCodec(
+    {
+        1: TookOver,
+        2: Begun,
+        3: BranchPlan,
+        4: Decided,
+        5: BranchVote,
+        6: ContradictionSeen,
+        7: Ended,
+        8: Registered,
+        9: Unregistered,
+        10: Forgotten,
+        11: Raised,
+        12: CopyPiece,
+        13: CopyInstalled,
+        14: Reconciled,
+        15: LostRangeNoted,
+        16: Opened,
+        17: Enlisted,
+        18: Sealed,
+        19: Resolved,
+        20: Acknowledged,
+    }
+)
+
+
+def encode_command(header: Header, entries: list[Entry]) -> bytes:
+    """One log command: many entries under one header."""
+    plain = [COMMAND_VERSION, header.epoch, header.at, [ENTRIES.to_plain(entry) for entry in entries]]
+    encoded: bytes = msgpack.packb(plain)
+    return encoded
+
+
+def decode_command(command: bytes) -> tuple[Header, list[Entry]]:
+    """The inverse of `encode_command`. Raises `Malformed`, and of that kind `Newer`; see "What is not understood"."""
+    try:
+        plain = msgpack.unpackb(command)
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        raise Malformed(f"not msgpack: {error}") from error
+    if not isinstance(plain, list) or not plain or type(plain[0]) is not int:
+        raise Malformed("not a command")
+    if plain[0] > COMMAND_VERSION:
+        raise Newer(f"a command of version {plain[0]}")
+    if len(plain) != 4 or plain[0] != COMMAND_VERSION or not isinstance(plain[3], list):
+        raise Malformed("not a command of any version")
+    if type(plain[1]) is not int or type(plain[2]) is not int:
+        raise Malformed("epoch and date must be integers")
+    entries = [ENTRIES.from_plain(item) for item in plain[3]]
+    for entry in entries:
+        if isinstance(entry, BranchPlan | BranchVote):
+            raise Malformed("a part of an entry where an entry should be")
+    return Header(epoch=plain[1], at=plain[2]), entries
