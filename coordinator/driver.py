@@ -18,7 +18,6 @@ way through the log, what arrives waits and becomes the next one.
 """
 
 import asyncio
-import heapq
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
@@ -47,6 +46,8 @@ from coordinator.errors import (
     Unprocessable,
 )
 from coordinator.facts import Applied, Knowledge, Participant, Verdict
+from coordinator.floors import Floors
+from coordinator.housekeeping import Housekeeper
 from coordinator.ledger import Ledger
 from coordinator.levels import ENTRY_LEVELS, OLDEST
 from coordinator.metrics import Metrics
@@ -61,7 +62,6 @@ from coordinator.protocol.entries import (
     Ended,
     Enlisted,
     Entry,
-    Forgotten,
     Header,
     Opened,
     Raised,
@@ -75,8 +75,8 @@ from coordinator.protocol.entries import (
 )
 from coordinator.protocol.messages import Answer, Gid, Prepare, Stamp
 from coordinator.protocol.registry import PROTOCOLS
-from coordinator.protocol.transaction import NOTHING_HEARD, Branch, Decision, Tally, Transaction
-from coordinator.protocol.two_phase import is_owed
+from coordinator.protocol.transaction import NOTHING_HEARD, Decision, Tally, Transaction
+from coordinator.refusals import being_found_out, is_enlisted, is_resolved, other_branches, unknown_participant
 from coordinator.survey import Survey
 from coordinator.waiting import Waiting, waiting_for
 
@@ -100,9 +100,6 @@ LEADERLESS_S: Final = 1.5
 
 SURVEYED_AT_ONCE: Final = 500
 """Transactions that are counted for the metrics before others get their turn."""
-
-FORGET_AT_ONCE: Final = 5_000
-"""Transactions that one `Forgotten` removes at most, so that no node stops for long when it is applied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,12 +170,7 @@ class Driver:
         self._perhaps_begun: set[int] = set()
         """Sequences whose Begun had an unknown fate, and may come to be until a later one has begun."""
         self._last_begun = -1
-        self._unfinished_of: dict[str, list[int]] = {}
-        """Per participant a heap of gid numbers that name it; ended ones are dropped when they come to the top."""
-        self._active: set[int] = set()
-        """Numbers of active transactions: each may yet come to name any participant."""
-        self._oldest_active: list[int] = []
-        """A heap of them; those that are active no more are dropped when they come to the top."""
+        self._floors = Floors(ledger)
         self._enlisting: Counter[str] = Counter()
         """Branches whose Enlisted is on its way, by gid."""
 
@@ -187,18 +179,23 @@ class Driver:
         self._lazy_timer: asyncio.TimerHandle | None = None
         self._under_way = 0
         self._flush_scheduled = False
-        self._forgetting = False
         self._raising = False
-        self._behind: dict[str, int] = {}
-        """Nodes that announce less than the cluster's level, as far as people were told."""
         self._released: set[str] = set()
         """Of what was undecided in a copy, what goes the normal way."""
-        self._restored_at = 0
-        """When the last restore was that this node knows of, in milliseconds since 1970."""
         self._reigns = 0
         """How often this node has led: what it proposed in an earlier reign is no business of the present one."""
         self._timers: set[asyncio.TimerHandle] = set()
         self._housekeeper: asyncio.TimerHandle | None = None
+        self._house = Housekeeper(
+            config=config,
+            ledger=ledger,
+            log=log,
+            clock=clock,
+            metrics=metrics,
+            propose=self._proposed,
+            leads=lambda: self.leading,
+            may_forget=lambda: self.leading and not self._draining,
+        )
 
         self._decided_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._ended_waiters: dict[str, list[asyncio.Future[None]]] = {}
@@ -278,7 +275,7 @@ class Driver:
             case Verdict.KEY_TAKEN | Verdict.KEY_REUSED if applied.txn is not None:
                 return self._same_body(applied.txn, new)
             case Verdict.UNKNOWN_PARTICIPANT:
-                raise _unknown_participant(str(applied.detail))
+                raise unknown_participant(str(applied.detail))
             case _:
                 # Fenced: another leader's epoch began before this entry was applied.
                 raise NotLeader(f"the transaction was not begun: {applied.verdict.value}")
@@ -311,7 +308,7 @@ class Driver:
 
     def _check_participant(self, name: str) -> None:
         if name not in self._ledger.participants:
-            raise _unknown_participant(name)
+            raise unknown_participant(name)
         limit = self._limits.max_owed_per_participant
         if self._courier.owed(name) >= limit:
             raise TooMany(
@@ -331,8 +328,8 @@ class Driver:
         if txn is None:
             raise self.absent(gid)
         if txn.decision is None and self._is_restored(gid):
-            raise _being_found_out(gid)
-        if _enlisted(txn, branch, participant):
+            raise being_found_out(gid)
+        if is_enlisted(txn, branch, participant):
             return txn
         if len(txn.branches) + self._enlisting[gid] >= self._limits.max_branches:
             raise Unprocessable(
@@ -349,11 +346,11 @@ class Driver:
                 del self._enlisting[gid]
         match applied.verdict:
             case Verdict.APPLIED | Verdict.UNCHANGED if applied.txn is not None:
-                if not _enlisted(applied.txn, branch, participant):
+                if not is_enlisted(applied.txn, branch, participant):
                     raise NotLeader(f"{branch} was not enlisted: {applied.verdict.value}")
                 return applied.txn
             case Verdict.UNKNOWN_PARTICIPANT:
-                raise _unknown_participant(participant)
+                raise unknown_participant(participant)
             case _:
                 raise NotLeader(f"{branch} was not enlisted: {applied.verdict.value}")
 
@@ -368,14 +365,14 @@ class Driver:
         if txn is None:
             raise self.absent(gid)
         if txn.decision is None and self._is_restored(gid):
-            raise _being_found_out(gid)
+            raise being_found_out(gid)
         if txn.active and txn.has_branches(branches):
             applied = await self._proposed(Sealed(gid=gid, branches=branches), 200 + 70 * len(branches))
             if applied.txn is None:
                 raise NotLeader(f"{gid} was not sealed: {applied.verdict.value}")
             txn = applied.txn
         if not txn.has_branches(branches) and txn.decision is not Decision.ABORT:
-            raise _other_branches(txn)
+            raise other_branches(txn)
         return txn
 
     async def wait_decided(self, gid: str, timeout_s: float) -> None:
@@ -420,7 +417,7 @@ class Driver:
             raise self.absent(gid)
         running = self._running.get(gid)
         if txn.decision is None and self._is_restored(gid):
-            raise _being_found_out(gid)
+            raise being_found_out(gid)
         if txn.decision is None and running is not None:
             self._note(running, running.tally.asked_to_abort(reason))
             await self.wait_decided(gid, timeout_s)
@@ -440,13 +437,13 @@ class Driver:
         if txn is None:
             raise self.absent(gid)
         if txn.decision is None and self._is_restored(gid):
-            raise _being_found_out(gid)
-        if _is_resolved(txn, name, outcome, self.tally(gid)):
+            raise being_found_out(gid)
+        if is_resolved(txn, name, outcome, self.tally(gid)):
             return txn
         self._require_level(ENTRY_LEVELS[Resolved], "resolutions by an operator")
         entry = Resolved(gid=gid, branch=name, outcome=outcome, note=note)
         applied = await self._proposed(entry, 200 + len((note or "").encode()))
-        if applied.txn is None or not _is_resolved(applied.txn, name, outcome, NOTHING_HEARD):
+        if applied.txn is None or not is_resolved(applied.txn, name, outcome, NOTHING_HEARD):
             raise NotLeader(f"{name} was not resolved: {applied.verdict.value}")
         return applied.txn
 
@@ -491,7 +488,7 @@ class Driver:
             case Knowledge.ASK_LEADER:
                 return await self._settle(gid)
             case Knowledge.LOST:
-                raise _being_found_out(gid)
+                raise being_found_out(gid)
 
     async def _settle(self, gid: str) -> Decision:
         self._require_leading()
@@ -537,7 +534,7 @@ class Driver:
         if knowledge is Knowledge.FORGOTTEN:
             return Gone(f"{gid} has been forgotten, or never was; its retention time is over")
         if knowledge is Knowledge.LOST:
-            return _being_found_out(gid)
+            return being_found_out(gid)
         if knowledge is Knowledge.FOREIGN:
             return NotFound(f"{gid[:100]!r} is not a gid of cluster {self._config.cluster}")
         return NotFound(f"there is no transaction {gid}")
@@ -642,7 +639,7 @@ class Driver:
         self._ledger.on_applied = self.applied
         self._ledger.on_restored = self.restored
         await self._log.start(self._ledger, self._leadership)
-        self._note_restore()  # its snapshot may tell of one
+        self._house.note_restore()  # its snapshot may tell of one
         self._housekeep()
 
     async def drain(self) -> None:
@@ -742,7 +739,7 @@ class Driver:
         unfinished = list(self._ledger.unfinished.items())
         _log.info("node %s leads epoch %d; %d transactions to finish", self._config.node, epoch, len(unfinished))
         for number, txn in unfinished:
-            self._name_participants(number, txn)
+            self._floors.name(number, txn.branches)
         for _, txn in unfinished:
             self._adopt(txn)
         self._look_at_levels()
@@ -782,12 +779,10 @@ class Driver:
         self._released.clear()
         self._undecided = 0
         self._under_way = 0
-        self._forgetting = False
+        self._house.step_down()
         self._perhaps_begun |= self._beginning
         self._beginning.clear()
-        self._unfinished_of.clear()
-        self._active.clear()
-        self._oldest_active.clear()
+        self._floors.clear()
         waiting, self._outbox, self._lazy = [*self._outbox, *self._lazy], deque(), []
         for item in waiting:
             if item.future is not None and not item.future.done():
@@ -827,7 +822,7 @@ class Driver:
                 case Resolved() if txn is not None:
                     self._resolved(entry, txn)
                 case Unregistered():
-                    self._unfinished_of.pop(entry.name, None)
+                    self._floors.forget(entry.name)
                     self._courier.forget(entry.name)
                 case _:
                     if txn is not None:
@@ -849,7 +844,7 @@ class Driver:
     def restored(self) -> None:
         """A snapshot has taken the place of the ledger's state: whoever waits may have been passed by."""
         self._step_down()  # a leader is never behind; should it be, what it drives is not what is
-        self._note_restore()
+        self._house.note_restore()
         for waiters in (self._decided_waiters, self._ended_waiters):
             for gid in list(waiters):
                 txn = self._ledger.get(gid)
@@ -860,7 +855,7 @@ class Driver:
     def _installed(self) -> None:
         """A copy has become the state, and epochs have a new base: whoever leads takes over anew."""
         self._step_down()
-        self._note_restore()
+        self._house.note_restore()
         self._released.clear()
         leadership = self._log.leadership()
         if leadership.is_leader:
@@ -872,8 +867,8 @@ class Driver:
         running = self._running.pop(gid, None)
         if running is not None:
             self._undecided -= 1
-            self._active.discard(_number(running.txn))
-            self._metrics.active.set(len(self._active))
+            self._floors.closed(_number(running.txn))
+            self._metrics.active.set(self._floors.active)
             self._metrics.in_flight.set(len(self._running))
             self._deadlines.cancel(gid)
         _resolve(self._decided_waiters, gid)
@@ -889,7 +884,7 @@ class Driver:
         running = self._running.get(txn.gid)
         if running is None:
             if txn.ended_at is None:
-                self._name_participants(_number(txn), txn)
+                self._floors.name(_number(txn), txn.branches)
                 self._adopt(txn)
             return
         if running.txn.active:
@@ -911,11 +906,10 @@ class Driver:
 
     def _active_advanced(self, before: Transaction, txn: Transaction) -> None:
         number = _number(txn)
-        for branch in txn.branches[len(before.branches) :]:
-            self._name_participant(number, branch.participant)
+        self._floors.name(number, txn.branches[len(before.branches) :])
         if not txn.active:
-            self._active.discard(number)
-            self._metrics.active.set(len(self._active))
+            self._floors.closed(number)
+            self._metrics.active.set(self._floors.active)
 
     def _has_begun(self, entry: Beginning, result: Applied) -> None:
         """A Begun, or an Opened, is in the log, whatever it did there: it is not on its way any more."""
@@ -941,9 +935,8 @@ class Driver:
             self._undecided += 1
             self._metrics.begun.inc()
         if txn.active:
-            self._active.add(_number(txn))
-            heapq.heappush(self._oldest_active, _number(txn))
-            self._metrics.active.set(len(self._active))
+            self._floors.opened(_number(txn))
+            self._metrics.active.set(self._floors.active)
         self._metrics.in_flight.set(len(self._running))
         if self._is_held(txn):
             return
@@ -1007,18 +1000,6 @@ class Driver:
         self._require_level(2, "restores")
         return await self._proposed(entry, size)
 
-    def _name_participants(self, number: int, txn: Transaction) -> None:
-        for branch in txn.branches:
-            self._name_participant(number, branch.participant)
-
-    def _name_participant(self, number: int, participant: str) -> None:
-        numbers = self._unfinished_of.setdefault(participant, [])
-        if len(numbers) > 1000 and len(numbers) > 2 * len(self._ledger.unfinished):
-            # One that does not end, for another participant's sake, keeps those behind it from being dropped.
-            numbers[:] = [old for old in numbers if old in self._ledger.unfinished]
-            heapq.heapify(numbers)
-        heapq.heappush(numbers, number)
-
     def _perform(self, running: _Running) -> None:
         txn = running.txn
         expires_s: float | None = None
@@ -1045,18 +1026,11 @@ class Driver:
 
     def _stamp(self, participant: str) -> Stamp:
         """What letters to `participant` say of this leader; the floor only rises, because unfinished numbers do."""
-        numbers = self._unfinished_of.get(participant, [])
-        while numbers and numbers[0] not in self._ledger.unfinished:
-            heapq.heappop(numbers)
-        floor = None
-        if numbers:
-            # What is active may come to name this participant any moment; it must not be below its floor then.
-            while self._oldest_active and self._oldest_active[0] not in self._active:
-                heapq.heappop(self._oldest_active)
-            oldest = min([numbers[0], *self._oldest_active[:1]])
-            floor = str(Gid.of_number(self._config.cluster, oldest))
-        if self._ledger.lost is not None:
-            floor = None  # what it would drop may be the only trace of a commit
+        number = self._floors.floor(participant)
+        if number is None or self._ledger.lost is not None:
+            floor = None  # after a restore, what it would drop may be the only trace of a commit
+        else:
+            floor = str(Gid.of_number(self._config.cluster, number))
         return Stamp(epoch=self._epoch or 0, floor=floor, coordinators=self._coordinators)
 
     def _heard(self, answers: list[Answer]) -> None:
@@ -1209,64 +1183,11 @@ class Driver:
                 running.wish = None
                 self._consider(running)
 
-    # -------------------------------------------------------------------------------------------- housekeeping
-
     def _housekeep(self) -> None:
-        """Forget what is old enough, in bounded pieces."""
-        pause_s = self._config.timing.housekeeping_s
         if self._perhaps_begun:
             # What has not begun before a later one never will: the ledger begins transactions in order.
             self._perhaps_begun = {one for one in self._perhaps_begun if one > self._last_begun}
-        if self._epoch is not None and not self._draining and not self._forgetting and not self._keeps_all():
-            before = self._clock.wall_ms() - int(self._limits.retention_s * 1000)
-            # At level 1 a floor never goes back; later, what is below it already goes in pieces as well.
-            least = self._ledger.floor if self._ledger.level == OLDEST else -1
-            floor, found = least, 0
-            for number, _ in self._ledger.forgettable(before):
-                floor = max(least, number)
-                found += 1
-                if found == FORGET_AT_ONCE:
-                    pause_s = 0.05
-                    break
-            if found:
-                # One at a time: while the log is slow, another one would find the same again.
-                self._forgetting = True
-                done = self._proposed(Forgotten(floor=floor, before=before), 50)
-                done.add_done_callback(self._forgot)
-        if self._epoch is not None:
-            self._warn_of_what_is_behind()
-        self._metrics.retained.set(len(self._ledger))
-        self._housekeeper = asyncio.get_running_loop().call_later(pause_s, self._housekeep)
-
-    def _warn_of_what_is_behind(self) -> None:
-        """A node that came back with older software, or that is held back too late: people should look."""
-        level = self._ledger.level
-        behind = {node: known for node, known in self._log.understands().items() if known is not None and known < level}
-        if behind != self._behind:
-            for node, known in behind.items():
-                _log.warning(
-                    "%s announces level %d, and this cluster works at level %d, which is not taken back: its software "
-                    "is too old, or its compatibility.highest_level is (docs/UPGRADES.md)",
-                    node,
-                    known,
-                    level,
-                )
-        self._behind = behind
-
-    def _note_restore(self) -> None:
-        """On every node: whoever leads next has to know."""
-        if self._ledger.lost is not None:
-            self._restored_at = self._ledger.lost.since
-
-    def _keeps_all(self) -> bool:
-        """After a restore clients come back to ask what became of their requests, which are to be found if room is."""
-        age_ms = self._clock.wall_ms() - self._restored_at
-        return age_ms < self._limits.retention_s * 1000 and len(self._ledger) < self._limits.max_retained / 2
-
-    def _forgot(self, done: asyncio.Future[Applied]) -> None:
-        self._forgetting = False
-        if not done.cancelled() and (error := done.exception()) is not None:
-            _log.info("forgetting what has ended is tried again: %s", error)
+        self._housekeeper = asyncio.get_running_loop().call_later(self._house.round(), self._housekeep)
 
 
 def _beginning(gid: str, new: NewTransaction) -> Beginning:
@@ -1286,80 +1207,6 @@ def _number(txn: Transaction) -> int:
     gid = Gid.parse(txn.gid)
     assert gid is not None, "it is applied"
     return gid.number
-
-
-def _enlisted(txn: Transaction, name: str, participant: str) -> bool:
-    """Whether the branch is enlisted. Raises `Conflict` when it is not, and cannot be any more."""
-    for branch in txn.branches:
-        if branch.name == name:
-            if branch.participant != participant:
-                raise Conflict(
-                    f"branch {name} of {txn.gid} is {branch.participant}'s; {participant} was not enlisted, give it "
-                    "another `branch`",
-                    code="branch_taken",
-                )
-            return True
-    if not txn.active:
-        raise Conflict(
-            f"{txn.gid} is {txn.state}, and takes no more branches; {name} was not enlisted", code="not_active"
-        )
-    return False
-
-
-def _is_resolved(txn: Transaction, name: str, outcome: Decision, tally: Tally) -> bool:
-    """Whether the branch is resolved so already. Raises `NotFound`, and `Conflict` when it cannot be resolved so."""
-    branch = next((branch for branch in txn.branches if branch.name == name), None)
-    if branch is None:
-        names = ", ".join(branch.name for branch in txn.branches) or "none"
-        raise NotFound(f"{txn.gid} has no branch {name[:100]!r}; there are: {names}")
-    if branch.resolved is outcome:
-        return True
-    nothing = "; nothing was done"
-    if branch.resolved is not None:
-        raise Conflict(
-            f"branch {name} of {txn.gid} has been resolved already: {branch.resolved}{nothing}", code="already_resolved"
-        )
-    if txn.decision is None:
-        raise Conflict(
-            f"{txn.gid} is {txn.state}: a branch is resolved once there is a decision, so ask for the abort first "
-            f"(outlast tx abort {txn.gid}){nothing}",
-            code="not_decided",
-        )
-    why = _not_owed(txn, branch, tally)
-    if why is not None:
-        raise Conflict(f"nothing is owed to branch {name} of {txn.gid}: {why}{nothing}", code="nothing_owed")
-    return False
-
-
-def _not_owed(txn: Transaction, branch: Branch, tally: Tally) -> str | None:
-    """Why there is nothing to resolve; None if there is."""
-    if txn.ended_at is not None:
-        return f"it is {txn.state}, everywhere"
-    if not is_owed(branch):
-        return f"its vote was {branch.vote}"
-    if branch.name in tally.acked:
-        return f"{branch.participant} has acknowledged the {txn.decision}"
-    return None
-
-
-def _other_branches(txn: Transaction) -> Conflict:
-    names = ", ".join(branch.name for branch in txn.branches) or "none"
-    done = "nothing was done: enlist what is missing, or abort" if txn.active else f"it is {txn.state}"
-    return Conflict(f"the branches of {txn.gid} are: {names}; {done}", code="branches_differ")
-
-
-def _being_found_out(gid: str) -> NotKnownYet:
-    return NotKnownYet(
-        f"{gid} may have begun after the copy was made that this cluster was restored from; what became of it is being "
-        "found out from the participants, see GET /v1/reconciliation"
-    )
-
-
-def _unknown_participant(name: str) -> Unprocessable:
-    return Unprocessable(
-        f"participant {name!r} is not registered; nothing was begun. Register it with PUT /v1/participants/{name}",
-        code="unknown_participant",
-    )
 
 
 def _resolve(waiters: dict[str, list[asyncio.Future[None]]], gid: str) -> None:

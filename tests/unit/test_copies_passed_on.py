@@ -154,7 +154,7 @@ async def test_what_was_restored_is_kept_for_its_clients_whoever_leads_next(copy
         await eventually(lambda: all(node.node.ledger.lost is None for node in nodes))
         replicas.lead("n2")
         await eventually(lambda: nodes[1].node.driver.leading)
-        assert nodes[1].node.driver._keeps_all()
+        assert nodes[1].node.driver._house._keeps_all()
         await participant.stop()
 
 

@@ -401,7 +401,7 @@ async def test_a_lost_leader_says_nothing_more(led: Led, scripted: ScriptedParti
     led.follow("n2")
     assert not led.driver.leading
     assert led.driver._running == {}
-    assert led.driver._unfinished_of == {}
+    assert led.driver._floors._naming == {}
     assert led.driver._undecided == 0
     assert len(led.driver._deadlines) == 0
     assert not led.driver._timers
@@ -860,7 +860,7 @@ async def test_one_that_does_not_end_costs_no_memory_for_those_behind_it(
     for _ in range(8):
         await asyncio.gather(*(led.driver.submit(new("quick")) for _ in range(200)))
         await eventually(lambda: len(led.ledger.unfinished) == 1)
-    assert len(led.driver._unfinished_of["quick"]) < 1500
+    assert len(led.driver._floors._naming["quick"]) < 1500
 
 
 # ------------------------------------------------------------------------------------------------ forgetting
@@ -869,7 +869,7 @@ async def test_one_that_does_not_end_costs_no_memory_for_those_behind_it(
 async def test_forgetting_comes_after_the_retention_time_and_in_pieces(
     null: Participant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coordinator.driver.FORGET_AT_ONCE", 10)
+    monkeypatch.setattr("coordinator.housekeeping.FORGET_AT_ONCE", 10)
     clock = FakeClock()
     async with on_hand(configs(NODES, limits=Limits(retention_s=1000))[0], clock) as led:
         await led.led()
@@ -894,7 +894,7 @@ async def test_forgetting_comes_after_the_retention_time_and_in_pieces(
 async def test_below_a_floor_that_a_restore_has_raised_it_goes_in_pieces_too(
     null: Participant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coordinator.driver.FORGET_AT_ONCE", 10)
+    monkeypatch.setattr("coordinator.housekeeping.FORGET_AT_ONCE", 10)
     clock = FakeClock()
     async with on_hand(configs(NODES, limits=Limits(retention_s=1000))[0], clock) as led:
         await led.led()
@@ -1053,9 +1053,9 @@ async def test_nothing_is_kept_per_transaction(led: Led, null: Participant) -> N
     assert len(driver._deadlines._heap) <= 70
     assert not driver._outbox
     assert not driver._lazy
-    assert all(len(numbers) <= 120 for numbers in driver._unfinished_of.values())
+    assert all(len(numbers) <= 120 for numbers in driver._floors._naming.values())
     assert (await led.running.call("DELETE", "/v1/participants/stock")).status == 204
-    assert "stock" not in driver._unfinished_of
+    assert "stock" not in driver._floors._naming
     assert "stock" not in driver.lanes()
 
 
