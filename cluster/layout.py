@@ -99,7 +99,7 @@ def read_running(data: Path) -> Running | None:
         raise ProcessTrouble(f"{data} is not a folder; name another with --data") from error
     except OSError as error:
         raise ProcessTrouble(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProcessTrouble(
             f"{path} is damaged ({type(error).__name__}: {error}); end what still runs and remove that file, "
             "the nodes' data stays"

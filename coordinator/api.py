@@ -19,19 +19,17 @@ from aiohttp import web
 from cluster.replication.clock import Clock
 from cluster.replication.log import ReplicatedLog
 from coordinator import parsing, rendering
+from coordinator.bodies import whole_body
 from coordinator.codec import JSON_TYPE, json_bytes
 from coordinator.config import NodeConfig
 from coordinator.copying import Copying
 from coordinator.driver import Driver, NewTransaction
 from coordinator.errors import (
-    BadRequest,
     NoLeader,
     NotFound,
     NotLeader,
     OutcomeUnknown,
     OutlastError,
-    SlowBody,
-    TooLarge,
     Unprocessable,
 )
 from coordinator.inquiry import Inquiry
@@ -49,9 +47,6 @@ WAIT_HEADER: Final = "Outlast-Wait-Ms"
 
 PROBLEM_TYPE: Final = "application/problem+json"
 _OPEN_PATHS: Final = ("/healthz", "/readyz")
-_BODY_WITHIN_S: Final = 10.0
-"""Who sends more slowly is cut off: a body on its way holds memory and a connection."""
-
 _EXTRA_WAIT_S: Final = 1.0
 """A wait may outlive the transaction's own timeout by this much, so that it sees the abort that the timeout brings."""
 
@@ -447,17 +442,7 @@ class Api:
     # -------------------------------------------------------------------------------------------- small things
 
     async def _body(self, request: web.Request) -> bytes:
-        length = request.content_length
-        if length is not None and length > self._limits.max_body_bytes:
-            raise TooLarge(f"the body exceeds {self._limits.max_body_bytes} bytes (max_body_bytes)")
-        try:
-            async with asyncio.timeout(_BODY_WITHIN_S):
-                return await request.read()
-        except TimeoutError as error:
-            raise SlowBody(f"the body must arrive within {_BODY_WITHIN_S:g} s; nothing was done") from error
-        except ConnectionError as error:
-            # Nobody is there to hear it; but it is no defect of this node either, and none must be logged.
-            raise BadRequest("the connection ended before the body did") from error
+        return await whole_body(request, self._limits)
 
     def _patience_s(self, request: web.Request, own_s: float) -> float:
         """How long to wait: `own_s`, or what is left of it on the node that passed the request on."""

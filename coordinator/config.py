@@ -317,7 +317,7 @@ class NodeConfig:
             plain = tomllib.loads(path.read_text())
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{path} is not TOML: {error}") from error
         try:
             return NodeConfig.of(plain, base=path.parent)

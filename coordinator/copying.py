@@ -22,6 +22,7 @@ from aiohttp import web
 
 from cluster.replication.clock import Clock
 from coordinator import parsing
+from coordinator.bodies import whole_body
 from coordinator.codec import JSON_TYPE, json_bytes
 from coordinator.config import NodeConfig
 from coordinator.copies import CopyBroken, CopyHeader, CopyReader, cut, written
@@ -261,7 +262,7 @@ class Copying:
         return await self._relay.run(request, here)
 
     async def _leave_out(self, request: web.Request) -> web.Response:
-        body = await request.read()
+        body = await whole_body(request, self._config.limits)
         fields = parsing.json_object(body)
         name = fields.get("without")
         if set(fields) != {"without"} or not isinstance(name, str):

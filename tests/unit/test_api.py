@@ -461,10 +461,13 @@ async def test_a_body_of_unknown_length_is_bounded_too(shop: RunningNode) -> Non
         assert (await response.json(content_type=None))["code"] == "too_large"
 
 
-async def test_a_body_that_trickles_in_is_cut_off(shop: RunningNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coordinator.api._BODY_WITHIN_S", 0.05)
+@pytest.mark.parametrize("call", ["POST /v1/transactions", "PUT /v1/reconciliation", "PUT /v1/participants/stock"])
+async def test_a_body_that_trickles_in_is_cut_off(
+    shop: RunningNode, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr("coordinator.bodies.BODY_WITHIN_S", 0.05)
     reader, writer = await asyncio.open_connection("127.0.0.1", int(shop.url.rpartition(":")[2]))
-    writer.write(b"POST /v1/transactions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    writer.write(call.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
     head = await reader.readuntil(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 408 ")
     writer.close()
