@@ -362,6 +362,8 @@ def _rows(body: dict[str, Any]) -> list[tuple[str, str, str]]:
                 found.append((gid, branch, state))
             case _:
                 raise _NoAnswer("GET /branches was answered with something else among the branches")
+    if len({(gid, branch) for gid, branch, _state in found}) != len(found):
+        raise _NoAnswer("GET /branches was answered with one branch twice")
     return found
 
 

@@ -254,7 +254,9 @@ async def test_whatever_a_participant_answers_the_transaction_ends_and_others_wo
     await node.register("odd", scripted.url, batch=batch)
     await node.register("stock", null.url)
     txn = (await node.submit("stock", "odd", timeout_s=0.1)).json
-    assert (txn["decision"], txn["reason"]) == ("abort", "timeout: no vote from odd")
+    # On a busy machine the other one's vote may be missing, too.
+    assert txn["decision"] == "abort"
+    assert txn["reason"] in ("timeout: no vote from odd", "timeout: no vote from stock, odd")
     assert (await node.submit("stock", wait="ended")).json["state"] == "committed"
     scripted.rule = honest
     scripted.cut()

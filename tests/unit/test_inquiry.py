@@ -417,8 +417,19 @@ async def test_a_higher_epoch_than_ours_is_an_alarm(world, caplog):
         await eventually(lambda: "restore again with --above-epoch 900000" in caplog.text)
 
 
+_PREPARED = b'{"gid":"test-5-1","branch":"b","state":"prepared","prepared_at":0}'
+
+
 @pytest.mark.parametrize(
-    "body", [b"[]", b"{}", b'{"branches":[1]}', b"x", b'{"branches":[{"gid":1,"branch":"b","state":"s"}]}']
+    "body",
+    [
+        b"[]",
+        b"{}",
+        b'{"branches":[1]}',
+        b"x",
+        b'{"branches":[{"gid":1,"branch":"b","state":"s"}]}',
+        b'{"known":true,"branches":[%b,%b]}' % (_PREPARED, _PREPARED),
+    ],
 )
 async def test_nonsense_is_no_answer(world, scripted, body):
     scripted.rule = lambda _: http(200, body)
