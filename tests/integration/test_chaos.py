@@ -40,7 +40,10 @@ async def test_all_that_can_fail_fails_and_every_promise_is_kept(tmp_path: Path,
     assert "<svg" in (report / "report.html").read_text()
 
 
-async def test_a_participant_that_acknowledges_and_does_nothing_is_caught(tmp_path: Path) -> None:
+async def test_a_participant_that_acknowledges_and_does_nothing_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # the tests are not among what is installed
     report = tmp_path / "report"
     options = Options(minutes=0.08, seed=1, kinds=["clock"], modules={"orders": "tests.support.deaf_shop"})
     verdict = await run(options, report, print)
