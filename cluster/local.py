@@ -386,7 +386,7 @@ class LocalCluster:
             while time.monotonic() < deadline_s:
                 if not process.alive:
                     lines = [line.partition(_LAST_WORD)[2] for line in process.log_tail(20).splitlines()]
-                    why = next((line for line in reversed(lines) if line), process.log_tail(1))
+                    why = next((line for line in reversed(lines) if line), process.last_words())
                     raise ProcessTrouble(f"{node} has ended: {why}")
                 answer = await self._status(caller, node, _STATUS_S)
                 role = None if answer is None else answer.get("role")

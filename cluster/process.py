@@ -245,6 +245,13 @@ class Process:
             return ""
         return "\n".join(text.splitlines()[-lines:])
 
+    def last_words(self) -> str:
+        """Why it ended, as far as it said: its last line that only an end can be behind, or simply its last one."""
+        lines = self.log_tail(20).splitlines()
+        # Connections that are closed on the way out are told of after the reason.
+        grave = (line for line in reversed(lines) if not any(f" {level} " in line for level in ("DEBUG", "INFO")))
+        return next(grave, lines[-1] if lines else "").strip()
+
 
 def arguments(*parts: object) -> tuple[str, ...]:
     """Words of a command line."""

@@ -175,7 +175,7 @@ async def listening(process: Process, url: str, *, within_s: float, ca: Path | N
                 if process.alive and answer.status < 500:
                     return
             if not process.alive:
-                said = process.log_tail(1).strip() or "nothing"
+                said = process.last_words() or "nothing"
                 raise ProcessTrouble(f"{process.name} ended before it listened: {said} (see {process.program.log})")
             if time.monotonic() > deadline_s:
                 raise ProcessTrouble(
