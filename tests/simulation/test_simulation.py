@@ -20,7 +20,7 @@ from tests.simulation.variants import VARIANTS
 from tests.simulation.world import Report
 
 ROOT = Path(__file__).parents[2]
-SEEDS = int(os.environ.get("OUTLAST_SEEDS", "150"))
+SEEDS = int(os.environ.get("OUTLAST_SEEDS", "75"))
 LASTS_AT_MOST_S = 900
 """On a machine that has much else to do."""
 
