@@ -17,25 +17,35 @@ class NoAnswer(Exception):
         self.perhaps_done = perhaps_done
 
 
+class _Heard:
+    """What the parser tells of. It holds nobody: the collector does not see whom the parser holds, and a circle through
+    the two would keep a whole world alive for ever."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.complete = False
+
+    def on_body(self, body: bytes) -> None:
+        self.parts.append(body)
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
 class _Exchange(asyncio.Protocol):
     def __init__(self, answer: "asyncio.Future[tuple[int, bytes]]") -> None:
         self._answer = answer
-        self._parser = httptools.HttpResponseParser(self)
-        self._parts: list[bytes] = []
+        self._heard = _Heard()
+        self._parser = httptools.HttpResponseParser(self._heard)
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
+        if self._heard.complete and not self._answer.done():
+            self._answer.set_result((self._parser.get_status_code(), b"".join(self._heard.parts)))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._answer.done():
             self._answer.set_exception(NoAnswer("the connection broke", perhaps_done=True))
-
-    def on_body(self, body: bytes) -> None:
-        self._parts.append(body)
-
-    def on_message_complete(self) -> None:
-        if not self._answer.done():
-            self._answer.set_result((self._parser.get_status_code(), b"".join(self._parts)))
 
 
 async def call(

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-from aiohttp import helpers
+from aiohttp import helpers, web_app
 from pysyncobj import syncobj as stock
 
 from cluster.replication import raft_log
@@ -496,6 +496,8 @@ def _libraries_live_in(loop: ConnectedLoop, seed: int) -> Iterator[None]:
     finally:
         stock.monotonicTime, stock.random, stock.PIPE_NOTIFIER_ENABLED, helpers.time = before  # type: ignore[attr-defined]
         raft_log.secrets = secrets  # type: ignore[attr-defined]
+        # It remembers the handlers of a thousand applications, and so all of their worlds.
+        web_app._cached_build_middleware.cache_clear()
 
 
 def simulate(seed: int, plan: Plan, classes: Classes | None = None, *, tracing: bool = False) -> Report:
