@@ -4,6 +4,8 @@ It decides with the real automaton (`participants.resource`) and is served by th
 an amount on one account; the account stays locked while its branch is prepared, and the mark of the branch appears with
 its commit. All changes of a batch become durable together or not at all. One kind of bank refuses what is locked, the
 other waits for the lock for a while.
+
+Applications work in its database by themselves (`database.py`). What they have prepared is a branch like any other.
 """
 
 import asyncio
@@ -16,12 +18,15 @@ from coordinator.codec import json_value
 from coordinator.protocol.messages import Answer, Commit, Gid, Prepare, Prepared, ReadOnly, Refused, Vote
 from participants import resource
 from participants.manager import BranchId, Envelope, InDoubt, Unavailable
+from participants.prepared import NOT_ENLISTED, is_enlisted
 from participants.resource import Branch, Horizon, State, Work
 from tests.simulation.machines import Machine
 
 OPENING_BALANCE = 100
 _PRUNED_AT_ONCE = 8
 _LOCK_PATIENCE_S = 1.0
+_STATEMENT_STALLS = 0.1
+"""How often the statement that prepares takes long."""
 
 Change = tuple[str, Any, Any]
 """Table, key, and the new value; None removes it."""
@@ -29,6 +34,10 @@ Change = tuple[str, Any, Any]
 
 class SyncBroken(Exception):
     """What the store holds now is what it held before, or all of the batch."""
+
+
+class Denied(Exception):
+    """What an application asked for was not done, and its work is undone. The text says why."""
 
 
 class Store:
@@ -104,6 +113,7 @@ class Heard:
 
     decided: Callable[[str, str, str], None]
     changed: Callable[["Bank"], None]
+    counted: Callable[[str], None]
 
 
 class Bank:
@@ -129,6 +139,8 @@ class Bank:
         self._changes: list[Change] = []
         self._syncing: asyncio.Task[None] | None = None
         self._unlocked = asyncio.Event()
+        self._sessions: dict[str, object] = {}
+        """Accounts that applications are at work on, and in which session of the database."""
 
     async def open(self) -> Sequence[InDoubt]:
         return await self.in_doubt()
@@ -201,26 +213,34 @@ class Bank:
         return step.answer
 
     async def _work(self, key: BranchId, payload: bytes) -> Vote:
-        account, amount = self._wish(payload)
         gid, branch = key
+        if is_enlisted(payload):
+            return Refused(gid=gid, branch=branch, reason=NOT_ENLISTED)
+        account, amount = self._wish(payload)
         if amount == 0:
             return ReadOnly(gid=gid, branch=branch, result=b"%d" % self.tables["balances"][account])
+        if not await self._free(account):
+            return Refused(gid=gid, branch=branch, reason="locked", retryable=True)
+        if self._mood.refuses and self._rng.random() < self._mood.refuses:
+            return Refused(gid=gid, branch=branch, reason="in a mood", retryable=self._rng.random() < 0.5)
+        if self.tables["balances"][account] + amount < 0:
+            return Refused(gid=gid, branch=branch, reason="no money", retryable=False)
+        return Prepared(gid=gid, branch=branch, result=b'"held"' if amount % 2 else None)
+
+    async def _free(self, account: str) -> bool:
+        """Whether nobody holds its lock, after a while at the latest."""
         until_s = self._machine.monotonic_s() + _LOCK_PATIENCE_S
-        while account in self.tables["locks"]:
+        while account in self.tables["locks"] or account in self._sessions:
             left_s = until_s - self._machine.monotonic_s()
             if not self._waits or left_s <= 0:
-                return Refused(gid=gid, branch=branch, reason="locked", retryable=True)
+                return False
             self._unlocked.clear()
             try:
                 async with asyncio.timeout(left_s):
                     await self._unlocked.wait()
             except TimeoutError:
                 continue
-        if self._mood.refuses and self._rng.random() < self._mood.refuses:
-            return Refused(gid=gid, branch=branch, reason="in a mood", retryable=self._rng.random() < 0.5)
-        if self.tables["balances"][account] + amount < 0:
-            return Refused(gid=gid, branch=branch, reason="no money", retryable=False)
-        return Prepared(gid=gid, branch=branch, result=b'"held"' if amount % 2 else None)
+        return True
 
     @staticmethod
     def _wish(payload: bytes) -> tuple[str, int]:
@@ -247,6 +267,43 @@ class Bank:
                     break
         for key in doomed:
             self._put("branches", key, None)
+
+    # What applications do in the database, each in a session of its own.
+
+    may_prepare = staticmethod(resource.may_prepare)
+
+    async def work_for(self, session: object, account: str, amount: int) -> None:
+        """The account is this session's until it is prepared, or rolled back. Raises `Denied`."""
+        if not await self._free(account):
+            raise Denied("locked")
+        self._sessions[account] = session
+        if self.tables["balances"][account] + amount < 0:
+            raise Denied("no money")
+
+    async def prepare_for(self, session: object, key: BranchId, account: str, amount: int) -> None:
+        """The branch is prepared, durably. Raises `Denied`, also where an abort was here before, and `Unavailable`."""
+        if self._rng.random() < _STATEMENT_STALLS:
+            await asyncio.sleep(self._rng.uniform(0.2, 5.0))
+        gid = Gid.parse(key.gid)
+        assert gid is not None
+        horizon = self.tables["horizons"].get(gid.cluster, Horizon())
+        before = self.tables["branches"].get(key, Branch())
+        if not self.may_prepare(before, key.gid, horizon):
+            self._heard.counted("applications that prepare too late")
+            raise Denied(f"{key.gid} is {before.state.value} here")
+        self._put("branches", key, Branch(state=State.PREPARED))
+        self._put("locks", account, key)
+        self._put("redo", key, (account, amount))
+        self._put("since", key, self._machine.loop.now_s)
+        self._sessions.pop(account)
+        await self._sync()
+        self._heard.changed(self)
+
+    def roll_back(self, session: object) -> None:
+        """What is not prepared is undone."""
+        for account in [account for account, holder in self._sessions.items() if holder is session]:
+            del self._sessions[account]
+            self._unlocked.set()
 
     # What becomes durable.
 

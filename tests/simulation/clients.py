@@ -140,12 +140,13 @@ class Client:
         elif status != 503:
             self.world.defect(f"{self.name}: {path} at {node}: {status} {told}")
 
-    async def _abort(self, gid: str) -> None:
+    async def _abort(self, gid: str) -> bool:
+        """Asks for it, once. True when it is known how the transaction is decided."""
         node = self.rng.choice(NODES)
         try:
             status, told = await self._ask(node, "POST", f"/v1/transactions/{gid}/abort", within_s=2.0)
         except NoAnswer:
-            return
+            return False
         self.world.note(self.name, f"abort {gid} at {node}: {status}")
         if status == 200:
             self._saw(told, f"{self.name} aborted at {node}")
@@ -153,6 +154,7 @@ class Client:
             self.world.hear("missed", self.name, gid, status)
         elif status != 503:
             self.world.defect(f"{self.name}: abort of {gid} at {node}: {status} {told}")
+        return status == 200
 
 
 def _plain(body: Any) -> str:

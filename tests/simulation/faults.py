@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 NODES = ("n1", "n2", "n3")
 BANKS = ("oak", "elm", "fir")
-CLIENTS = ("c1", "c2", "c3")
+APPLICATIONS = ("a1",)
+CLIENTS = ("c1", "c2", "c3", *APPLICATIONS)
 LEADER = "leader"
 """Whoever leads at that moment."""
 
@@ -210,6 +211,10 @@ class Plan:
     heal_s: float
     left_out: str = ""
     """A node that stays away for good; a majority is enough."""
+    old: tuple[str, ...] = ()
+    """Nodes that begin with software of the oldest level, and are upgraded on the way, or when all is healed ..."""
+    stays_old: str = ""
+    """... but for this one, which is not."""
 
 
 def in_order(faults: list[Fault], heal_s: float) -> tuple[Fault, ...]:
@@ -237,4 +242,15 @@ def draw(seed: int) -> Plan:
         faults.remove(fault)
     if lost:
         left_out = ""  # whoever has lost its disk counts again only when the two others have helped it
-    return Plan(faults=in_order(faults, heal_s), heal_s=round(heal_s, 3), left_out=left_out)
+    rng = random.Random(f"levels {seed}")
+    old = tuple(sorted(rng.sample(NODES, rng.choice((1, 2, 2, 3))))) if rng.random() < 0.3 else ()
+    stays_old = old[0] if old and rng.random() < 0.2 else ""
+    for name in old:
+        if name != stays_old:
+            at_s, for_s = rng.uniform(0.3, heal_s - 0.2), rng.uniform(0.05, 1.0)
+            faults.append(
+                Fault(at_s=round(at_s, 3), kind="upgrade", who=name, for_s=round(for_s, 3), size=round(rng.random(), 3))
+            )
+    return Plan(
+        faults=in_order(faults, heal_s), heal_s=round(heal_s, 3), left_out=left_out, old=old, stays_old=stays_old
+    )

@@ -165,6 +165,8 @@ class Injector:
                 world.transfer(who)
             case "restart":
                 world.restart(who, fault.for_s)
+            case "upgrade":
+                world.upgrade(fault.who, fault.for_s, gracefully=fault.size < 0.5)
             case "snapshot":
                 world.snapshot(who)
             case "refuses" | "mute" | "forgets work":

@@ -25,9 +25,16 @@ LASTS_AT_MOST_S = 900
 """On a machine that has much else to do."""
 
 EFFECTS = (
+    "an application dies",
+    "an application falls silent",
+    "an application is late",
+    "an application lies",
+    "applications that are told to wait for an upgrade",
+    "applications that prepare too late",
     "died in a write",
     "doubled",
     "failed syncs of banks",
+    "fault: upgrade",
     "lost",
     "lost in a cut",
     "lost with its connection",

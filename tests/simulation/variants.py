@@ -15,10 +15,11 @@ from cluster.replication.raft_journal import RaftJournal
 from cluster.replication.raft_log import RaftLog
 from coordinator.driver import Driver
 from coordinator.facts import Knowledge
+from coordinator.floors import Floors
 from coordinator.ledger import Ledger
 from coordinator.node import Node
 from coordinator.protocol.entries import Begun, Decided
-from coordinator.protocol.messages import Commit, Prepare
+from coordinator.protocol.messages import ENLISTED_PAYLOAD, Commit, Prepare, Prepared
 from coordinator.protocol.registry import PROTOCOLS
 from coordinator.protocol.transaction import Decision
 from coordinator.rows import Keys
@@ -161,6 +162,40 @@ class NewBroom(Driver):
             super()._adopt(txn)
 
 
+class TakesTheWord(Driver):
+    """An application says that its branches are prepared, and is believed."""
+
+    def _perform(self, running: Any) -> None:
+        super()._perform(running)
+        txn = running.txn
+        if not txn.active and txn.decision is None:
+            for branch in txn.branches:
+                if branch.payload == ENLISTED_PAYLOAD:
+                    running.tally = running.tally.heard(Prepared(gid=txn.gid, branch=branch.name))
+
+
+class HeldByNobody(Floors):
+    """Floors rise above transactions that may yet come to name anybody."""
+
+    def opened(self, number: int) -> None:
+        pass
+
+
+class NothingHoldsFloors(Driver):
+    """Its floors are such."""
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**named)
+        self._floors = HeldByNobody(self._ledger)
+
+
+class WaitsForNobody(Driver):
+    """A leader writes what it understands itself."""
+
+    def _understood(self) -> int:
+        return self._config.compatibility.announced
+
+
 class JudgesKeysEarly(Ledger):
     """A key is looked up when a request comes in, and not when it is applied."""
 
@@ -188,6 +223,12 @@ class NoTombstones(Bank):
     """To a prepare, an aborted branch is as good as a new one."""
 
     receive = staticmethod(_keeps_no_tombstone)
+
+
+class LetsInLatePrepares(Bank):
+    """An application prepares whenever it likes: nobody looks whether an abort was here before."""
+
+    may_prepare = staticmethod(lambda branch, _gid, _horizon: branch.state is not State.PREPARED)
 
 
 class VotesBeforeSync(Bank):
@@ -277,7 +318,7 @@ VARIANTS: Mapping[str, Variant] = {
         often=("isolate", "cut", "isolate", "slow network"),
     ),
     "acknowledges before the sync": Variant(
-        first=8,
+        first=10,
         classes=Classes(log=HastyRaftLog),
         caught_by=("leader completeness", "same history"),
         often=(blackout_on_slow_disks,),
@@ -310,14 +351,25 @@ VARIANTS: Mapping[str, Variant] = {
         often=(deposed_again_and_again,) * 6,
     ),
     "unknown is answered aborted": Variant(
+        first=2,
         classes=Classes(node=_node(_ledger_type=UnknownIsAborted)),
         caught_by=("outcomes",),
         often=("kill", "pause", "slow network"),
     ),
     "answers from votes": Variant(
+        first=3,
         classes=Classes(node=_node(_driver_type=AnswersFromVotes)),
         caught_by=("outcomes",),
         often=(deposed_on_slow_disks, deposed_on_slow_disks),
+    ),
+    "an application is taken at its word": Variant(
+        first=10, classes=Classes(node=_node(_driver_type=TakesTheWord)), caught_by=("atomicity",)
+    ),
+    "floors rise above active transactions": Variant(
+        classes=Classes(node=_node(_driver_type=NothingHoldsFloors)), caught_by=("floors",)
+    ),
+    "a leader waits for no upgrade": Variant(
+        first=8, classes=Classes(node=_node(_driver_type=WaitsForNobody)), caught_by=("levels",)
     ),
     "a new leader minds its own business": Variant(
         first=1,
@@ -326,7 +378,7 @@ VARIANTS: Mapping[str, Variant] = {
         often=("kill", "isolate"),
     ),
     "keys are not in snapshots": Variant(
-        first=39,
+        first=2,
         classes=Classes(node=_node(_ledger_type=SnapshotsWithoutKeys)),
         caught_by=("keys",),
         often=("kill", "restart", "snapshot", "slow network"),
@@ -335,8 +387,9 @@ VARIANTS: Mapping[str, Variant] = {
         classes=Classes(node=_node(_ledger_type=JudgesKeysEarly)), caught_by=("keys",), often=("isolate", "kill")
     ),
     "no tombstones": Variant(
-        first=19, classes=Classes(bank=NoTombstones), caught_by=("locks",), often=(late_messages, late_messages)
+        first=7, classes=Classes(bank=NoTombstones), caught_by=("locks",), often=(late_messages, late_messages)
     ),
+    "late prepares are let in": Variant(first=1, classes=Classes(bank=LetsInLatePrepares), caught_by=("locks",)),
     "a participant votes before its sync": Variant(
         first=1,
         classes=Classes(bank=VotesBeforeSync),

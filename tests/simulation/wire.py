@@ -40,26 +40,36 @@ class Wire:
         net = self.net
         body = encode(term, message)
         times = 1
+        if message["type"] == "understands":
+            # The first word on a connection, and the only one that is never said again: it takes what TCP promises.
+            self._carry(pair, number, sender, receiver, body, overtake=0.0)
+            return True
         if net.repeat and net.rng.random() < net.repeat:
             net.count("doubled")
             times = 2
         if net.lose and net.rng.random() < net.lose:
             net.count("lost")
             return True
+        for _ in range(times):
+            self._carry(pair, number, sender, receiver, body, overtake=net.overtake)
+        return True
+
+    def _carry(
+        self, pair: frozenset[str], number: int, sender: str, receiver: str, body: bytes, *, overtake: float
+    ) -> None:
+        net = self.net
+        arrival_s = self.loop.now_s + net.transit_s()
+        if overtake and net.rng.random() < overtake:
+            net.count("overtaken")
+            arrival_s += net.rng.random() * 0.3
+        else:
+            arrival_s = max(arrival_s, self._free_s.get((sender, receiver), 0.0))
+            self._free_s[sender, receiver] = arrival_s + 1e-7
         token = LIFE.set(None)
         try:
-            for _ in range(times):
-                arrival_s = self.loop.now_s + net.transit_s()
-                if net.overtake and net.rng.random() < net.overtake:
-                    net.count("overtaken")
-                    arrival_s += net.rng.random() * 0.3
-                else:
-                    arrival_s = max(arrival_s, self._free_s.get((sender, receiver), 0.0))
-                    self._free_s[sender, receiver] = arrival_s + 1e-7
-                self.loop.call_at(arrival_s, self._arrive, pair, number, sender, receiver, body)
+            self.loop.call_at(arrival_s, self._arrive, pair, number, sender, receiver, body)
         finally:
             LIFE.reset(token)
-        return True
 
     def _arrive(self, pair: frozenset[str], number: int, sender: str, receiver: str, body: bytes) -> None:
         same = self.joined.get(pair) == number or (self.net.overtake > 0 and pair in self.joined)

@@ -24,19 +24,24 @@ from pysyncobj import syncobj as stock
 from cluster.replication import raft_log
 from cluster.replication.guard import Guard
 from cluster.replication.journal import DurableJournal, JournalSettings
-from cluster.replication.log import CannotStart
+from cluster.replication.log import CannotStart, NeedsNewer
 from cluster.replication.raft_journal import RaftJournal
 from cluster.replication.raft_log import RaftLog
 from cluster.replication.segments import SegmentSettings
 from cluster.replication.settings import RaftSettings
-from coordinator.config import NodeConfig, Peer, Timing
+from coordinator.config import Compatibility, NodeConfig, Peer, Timing
+from coordinator.facts import Verdict
+from coordinator.levels import NEWEST, OLDEST
 from coordinator.node import Node
+from coordinator.protocol.entries import Begun, Opened
 from participants.server import Participant
 from participants.settings import ServerSettings
+from tests.simulation.applications import Application
 from tests.simulation.bank import OPENING_BALANCE, Bank, Heard, Mood, Store
 from tests.simulation.checkers import CHECKERS, Checker
 from tests.simulation.clients import ACCOUNTS, API_PORT, Client
-from tests.simulation.faults import BANKS, CLIENTS, NODES, Plan
+from tests.simulation.database import DATABASE_PORT, Session
+from tests.simulation.faults import APPLICATIONS, BANKS, CLIENTS, NODES, Plan
 from tests.simulation.http import NoAnswer, call
 from tests.simulation.injection import Injector
 from tests.simulation.internet import ConnectedLoop, Internet, Tcp
@@ -114,6 +119,8 @@ class World:
         self.defects: list[str] = []
         self.closing = False
         self.injector = classes.injector(self)
+        self.understands = {name: OLDEST if name in plan.old else NEWEST for name in NODES}
+        """What the software of each node understands, when it runs next at the latest."""
         self._begun: set[str] = set()
         rng = self._stream("settings")
         for index, name in enumerate(NODES, start=1):
@@ -171,7 +178,7 @@ class World:
             self.net.count("states from a snapshot")
         for listener in listeners:
             listener(*about)
-        if what == "applied" and about[1].verdict.name == "APPLIED" and type(about[1].entry).__name__ == "Begun":
+        if what == "applied" and isinstance(about[1].entry, Begun | Opened) and about[1].verdict is Verdict.APPLIED:
             self._begun.add(about[1].entry.gid)
 
     def defect(self, what: str) -> None:
@@ -233,7 +240,13 @@ class World:
         machine, disk = self.machines[name], self.disks[name]
         rng = self._stream(f"{name} {machine.lives}")
         config = NodeConfig(
-            cluster=CLUSTER, node=name, data=Path("/nowhere"), nodes=self._peers, secret="s" * 16, timing=Timing()
+            cluster=CLUSTER,
+            node=name,
+            data=Path("/nowhere"),
+            nodes=self._peers,
+            secret="s" * 16,
+            timing=Timing(),
+            compatibility=Compatibility(highest_level=self.understands[name]),
         )
         journal_type = watched_journal(self, name, self.classes.journal)
 
@@ -243,7 +256,7 @@ class World:
 
         def fatal(error: BaseException) -> None:
             self.note(name, f"must stop: {error!r}")
-            if isinstance(error, AssertionError) or not isinstance(error, (OSError, Exception)):
+            if isinstance(error, AssertionError | NeedsNewer) or not isinstance(error, Exception):
                 self.defect(f"{name} stops: {error!r}")
             self._exits(name, life)
 
@@ -256,9 +269,11 @@ class World:
             clock=machine,
             guard=self.classes.guard(),
             rejoin=disk.was_lost and not disk._names,
+            understands=config.compatibility.announced,
             on_fatal=fatal,
         )
         node = watched_node(self, name, self.classes.node)(config, log, machine, rng=rng)
+        node.ledger.understands = config.compatibility.announced
         self.nodes[name] = node
         try:
             await node.start()
@@ -286,6 +301,7 @@ class World:
         heard = Heard(
             decided=lambda gid, outcome, who: self.hear("saw", gid, outcome, f"{who} was told"),
             changed=lambda bank: self.hear("bank_changed", bank),
+            counted=self.net.count,
         )
         bank = self.classes.bank(
             name, self.stores[name], machine, rng, self.moods[name], heard, waits=self._waits[name]
@@ -293,6 +309,7 @@ class World:
         participant = Participant(bank, self._bank_settings, rng=rng)
         self.banks[name] = participant
         await participant.start(machine.address, BANK_PORT)
+        await self.loop.create_server(lambda: Session(bank), machine.address, DATABASE_PORT)
 
     def _run_client(self, name: str) -> None:
         life = self.machines[name].begin()
@@ -340,6 +357,15 @@ class World:
         self.loop.create_task(stop(), context=life.context)
         self.loop.call_later(_RESTART_WITHIN_S, too_slow)
 
+    def upgrade(self, name: str, down_s: float, *, gracefully: bool) -> None:
+        """It gets the newest software, with its next start, which is soon."""
+        self.understands[name] = NEWEST
+        if gracefully:
+            self.restart(name, down_s)
+        elif self.machines[name].life is not None:
+            self.end(name, power=False)
+            self.injector.starts_later(name, down_s)
+
     def snapshot(self, name: str) -> None:
         """As if much had been applied since the last one."""
         node = self.nodes.get(name)
@@ -357,10 +383,15 @@ class World:
         self.tcp.ended(life, power=False)
         self.loop.call_later(for_s, self._run_client, name)
 
+    def dies_by_itself(self, client: str, for_s: float) -> None:
+        """As `vanish`, from within its life."""
+        self.loop.call_soon(self.vanish, client, for_s, context=_NOBODY)
+
     # Its course.
 
     async def run(self) -> None:
         """Start, be hurt, be healed, come to rest."""
+        self.hear("starts", self)
         for name in (*NODES, *BANKS):
             self.start(name)
         admin = self.machines["admin"].begin()
@@ -371,7 +402,8 @@ class World:
             return
         registered.result()
         for name in CLIENTS:
-            self.clients[name] = Client(self, name, self._stream(name))
+            kind = Application if name in APPLICATIONS else Client
+            self.clients[name] = kind(self, name, self._stream(name))
             self._run_client(name)
         self.injector.schedule(self.loop.now_s)
         await self._until(self.loop.now_s + self.plan.heal_s)
@@ -405,6 +437,9 @@ class World:
         left_out = self.plan.left_out
         if left_out:
             self.end(left_out, power=True)
+        for name in self.plan.old:
+            if name != self.plan.stays_old and self.understands[name] < NEWEST:
+                self.upgrade(name, 0.1, gracefully=False)
         self.injector.heal()
         self.net.heal()
         for name in (*NODES, *BANKS):

@@ -7,7 +7,9 @@ from tests.simulation.checkers.completeness import LeaderCompleteness
 from tests.simulation.checkers.doubt import Doubt
 from tests.simulation.checkers.elections import ElectionSafety
 from tests.simulation.checkers.fired import Fired
+from tests.simulation.checkers.floors import FloorsHold
 from tests.simulation.checkers.keys import Keys
+from tests.simulation.checkers.levels import Levels
 from tests.simulation.checkers.locks import Locks
 from tests.simulation.checkers.matching import LogMatching
 from tests.simulation.checkers.outcomes import Outcomes
@@ -26,6 +28,8 @@ CHECKERS: tuple[type[Checker], ...] = (
     Doubt,
     Keys,
     Locks,
+    FloorsHold,
+    Levels,
     Fired,
 )
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from coordinator.protocol.entries import Begun, Forgotten, Opened
 from tests.simulation.checkers.base import Checker
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ class Acknowledged(Checker):
             self.complain(f"{client} was told that {gid} is forgotten, and nothing ever was")
 
     def applied(self, node: str, result: "Applied") -> None:
-        kind = type(result.entry).__name__
-        if kind == "Begun" and result.verdict.name == "APPLIED" and result.entry.key is not None:  # type: ignore[union-attr]
-            self._keys.setdefault(result.entry.key, result.entry.gid)  # type: ignore[union-attr]
-        self._floor = self._floor or kind == "Forgotten"
+        entry = result.entry
+        if isinstance(entry, Begun | Opened) and result.verdict.name == "APPLIED" and entry.key is not None:
+            self._keys.setdefault(entry.key, entry.gid)
+        self._floor = self._floor or isinstance(entry, Forgotten)
 
     def at_rest(self, world: "World") -> None:
         for name, node in sorted(world.nodes.items()):

@@ -25,7 +25,8 @@ class Atomicity(Checker):
     def applied(self, node: str, result: "Applied") -> None:
         txn = result.txn
         if txn is not None and txn.branches and result.verdict.name == "APPLIED":
-            self._branches.setdefault(txn.gid, {branch.name: branch.participant for branch in txn.branches})
+            if len(txn.branches) > len(self._branches.get(txn.gid, ())):  # an application enlists one after the other
+                self._branches[txn.gid] = {branch.name: branch.participant for branch in txn.branches}
             for branch in txn.branches:
                 if branch.vote is not None and branch.vote.value == "read_only":
                     self._read_only.setdefault(txn.gid, set()).add(branch.name)

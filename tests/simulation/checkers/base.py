@@ -62,6 +62,9 @@ class Checker:
 
     # The world.
 
+    def starts(self, world: "World") -> None:
+        """A world begins."""
+
     def injected(self, fault: "Fault") -> None:
         """A fault has happened."""
 

@@ -8,6 +8,7 @@ key, which clients do once, begins once: nodes repeat such a request among thems
 import json
 from typing import TYPE_CHECKING, Any
 
+from coordinator.protocol.entries import Begun, Forgotten, Opened
 from tests.simulation.checkers.base import Checker
 
 if TYPE_CHECKING:
@@ -28,23 +29,22 @@ class Keys(Checker):
 
     def applied(self, node: str, result: "Applied") -> None:
         entry = result.entry
-        kind = type(entry).__name__
-        if kind == "Forgotten":
+        if isinstance(entry, Forgotten):
             self._forgetting = True
-        if kind != "Begun" or result.verdict.name != "APPLIED" or entry.gid in self._seen:  # type: ignore[union-attr]
+        if not isinstance(entry, Begun | Opened) or result.verdict.name != "APPLIED" or entry.gid in self._seen:
             return
-        self._seen.add(entry.gid)  # type: ignore[union-attr]
-        request = json.loads(entry.branches[0].payload)["request"]  # type: ignore[union-attr]
-        asked = self._requests.setdefault(request, entry.gid)  # type: ignore[union-attr]
-        if asked != entry.gid and not self._forgetting:  # type: ignore[union-attr]
-            self.complain(f"{request} was asked for once, and began {asked} and {entry.gid}")  # type: ignore[union-attr]
-        key = entry.key  # type: ignore[union-attr]
-        if key is None:
+        self._seen.add(entry.gid)
+        if isinstance(entry, Begun):
+            request = json.loads(entry.branches[0].payload)["request"]
+            asked = self._requests.setdefault(request, entry.gid)
+            if asked != entry.gid and not self._forgetting:
+                self.complain(f"{request} was asked for once, and began {asked} and {entry.gid}")
+        if entry.key is None:
             return
-        begun = self._begun.setdefault(key, [])
-        begun.append(entry.gid)  # type: ignore[union-attr]
+        begun = self._begun.setdefault(entry.key, [])
+        begun.append(entry.gid)
         if len(begun) > 1 and not self._forgetting:
-            self.complain(f"{key} names {begun}")
+            self.complain(f"{entry.key} names {begun}")
 
     def named(self, client: str, key: str | None, gid: str, body: Any) -> None:
         if key is None:

@@ -1,0 +1,48 @@
+"""Floors: what a participant is told that it may forget has ended, and will never be asked about again.
+
+Below the floor that a participant has heard nothing is unfinished that names it, or that may yet come to name it: an
+application may enlist any participant as long as its transaction is active.
+"""
+
+from typing import TYPE_CHECKING
+
+from coordinator.protocol.messages import Gid
+from tests.simulation.checkers.base import Checker
+
+if TYPE_CHECKING:
+    from coordinator.facts import Applied
+    from tests.simulation.bank import Bank
+
+
+class FloorsHold(Checker):
+    name = "floors"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open: dict[int, frozenset[str] | None] = {}
+        """By its number, whom an unfinished transaction names; None: it may come to name anybody."""
+        self._closed: set[int] = set()
+        self._heard: dict[str, int] = {}
+
+    def applied(self, node: str, result: "Applied") -> None:
+        txn = result.txn
+        parsed = None if txn is None else Gid.parse(txn.gid)
+        if txn is None or parsed is None or parsed.number in self._closed:
+            return
+        if txn.ended_at is not None:
+            self._closed.add(parsed.number)
+            self._open.pop(parsed.number, None)
+        elif not txn.active:
+            self._open[parsed.number] = frozenset(branch.participant for branch in txn.branches)
+        elif parsed.number not in self._open:
+            self._open[parsed.number] = None
+
+    def bank_changed(self, bank: "Bank") -> None:
+        for horizon in bank.tables["horizons"].values():
+            if horizon.floor == self._heard.get(bank.name):
+                continue
+            self._heard[bank.name] = horizon.floor
+            for number, names in self._open.items():
+                if number < horizon.floor and (names is None or bank.name in names):
+                    is_active = " is active, and" if names is None else ""
+                    self.complain(f"{Gid.of_number('sim', number)}{is_active} is below the floor of {bank.name}")
