@@ -5,6 +5,7 @@ something valid, because bytes that are only random hardly ever reach what lies 
 """
 
 import copy
+import json
 from typing import Any, Final
 
 import msgpack
@@ -49,6 +50,19 @@ def pack(plain: Any) -> bytes:
     """msgpack, of text that is not valid UTF-8 as well."""
     packed: bytes = msgpack.packb(plain, unicode_errors="surrogatepass")
     return packed
+
+
+def as_json(value: Any) -> bytes:
+    """JSON text, also of what JSON lacks."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, bytes):
+            return value.decode("latin-1")
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return {str(key): plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    return json.dumps(plain(value)).encode()
 
 
 def _places(plain: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -17,7 +17,7 @@ from yarl import URL
 from coordinator.codec import JSON_TYPE, MSGPACK_TYPE
 from participants.server import Participant
 from tests.fuzz import HUNT, examples
-from tests.fuzz.mutations import altered, damaged, pack
+from tests.fuzz.mutations import altered, as_json, damaged, pack
 from tests.support.nodes import RunningNode
 from tests.support.schemas import Described
 
@@ -75,17 +75,6 @@ WORDS = ["", "x", "\xe9", "x" * 300, "0", "-1", "9" * 12, "gzip", "text/plain", 
 Send = Callable[..., Any]
 
 
-def _json(value: Any) -> bytes:
-    def plain(value: Any) -> Any:
-        if isinstance(value, bytes):
-            return value.decode("latin-1")
-        if isinstance(value, list):
-            return [plain(item) for item in value]
-        return {str(key): plain(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-    return json.dumps(plain(value)).encode()
-
-
 @st.composite
 def requests(draw: st.DrawFn, document: Described) -> tuple[str, str, str, dict[str, str], bytes | None]:
     """Method, path as described, target, headers, body."""
@@ -106,9 +95,9 @@ def requests(draw: st.DrawFn, document: Described) -> tuple[str, str, str, dict[
     body = None
     if method in ("POST", "PUT"):
         if path == "/batch":
-            valid, write = [ITEM, {**ITEM, "call": "commit"}], draw(st.sampled_from([_json, pack]))
+            valid, write = [ITEM, {**ITEM, "call": "commit"}], draw(st.sampled_from([as_json, pack]))
         else:
-            valid, write = BODIES.get((method, path), MESSAGE), _json
+            valid, write = BODIES.get((method, path), MESSAGE), as_json
         headers.setdefault("Content-Type", MSGPACK_TYPE if write is pack else JSON_TYPE)
         body = draw(altered(st.just(valid)).map(write) | damaged(st.just(write(valid))) | st.just(write(valid)))
     return method, path, target, headers, body
