@@ -21,7 +21,7 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 
 from coordinator.codec import Malformed, json_value
-from coordinator.config import NodeConfig, is_loopback
+from coordinator.config import NodeConfig, is_loopback, valid_name
 from coordinator.driver import Driver
 from coordinator.errors import OutlastError
 from coordinator.facts import Participant, Verdict
@@ -41,6 +41,8 @@ _GIDS_AT_ONCE: Final = 50
 _PER_ROUND: Final = 1_000
 """Transactions that a round looks at."""
 _ANSWER_BYTES_MAX: Final = 8 << 20
+_BRANCHES_MAX: Final = 1_000
+"""Of one transaction at one participant, or as many as this node allows a transaction: they go into one entry."""
 _QUIET_ROUNDS: Final = 2
 _LOOK_S: Final = 0.5
 """Between looks whether there is anything to find out."""
@@ -235,7 +237,7 @@ class Inquiry:
         bound = Gid.of_number(self._ledger.cluster, lost.high + 1)
         try:
             body = await self._get(participant, f"/branches?before={bound}")
-            rows = _rows(body)
+            rows = self._rows(body)
         except _NoAnswer as error:
             return _View(trouble=str(error))
         view = _View(answered=True)
@@ -284,7 +286,7 @@ class Inquiry:
 
     async def _ask(self, participant: Participant, gids: list[str]) -> dict[str, Testimony]:
         body = await self._get(participant, "/branches?" + "&".join(f"gid={quote(gid)}" for gid in gids))
-        rows = _rows(body)
+        rows = self._rows(body)
         can_tell = body.get("known") is True
         floor = body.get("floor")
         bound = Gid.parse(floor) if isinstance(floor, str) else None
@@ -313,6 +315,16 @@ class Inquiry:
                 epoch,
             )
 
+    def _rows(self, body: dict[str, Any]) -> list[tuple[str, str, str]]:
+        """gid, branch and state of all that is listed, fit for the log. Raises `_NoAnswer`."""
+        rows = _rows(body)
+        ours = Counter(gid for gid, _branch, _state in rows if self._ledger.own_gid(gid) is not None)
+        if any(gid in ours and not valid_name(branch) for gid, branch, _state in rows):
+            raise _NoAnswer("GET /branches was answered with a branch that no transaction of this cluster can have")
+        if max(ours.values(), default=0) > max(_BRANCHES_MAX, self._config.limits.max_branches):
+            raise _NoAnswer("GET /branches was answered with more branches than a transaction of this cluster can have")
+        return rows
+
     async def _get(self, participant: Participant, path: str) -> dict[str, Any]:
         url = participant.url.rstrip("/") + path
         parts = urlsplit(url)
@@ -328,13 +340,7 @@ class Inquiry:
                     raise _NoAnswer(f"status {response.status} to GET /branches")
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise _NoAnswer(f"no answer: {error or type(error).__name__}") from error
-        try:
-            body = json_value(raw)
-        except Malformed as error:
-            raise _NoAnswer(f"GET /branches was answered with something else: {error}") from error
-        if not isinstance(body, dict):
-            raise _NoAnswer("GET /branches was answered with something else than an object")
-        return body
+        return _object(raw)
 
     def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -348,6 +354,17 @@ class Inquiry:
                 ),
             )
         return self._session
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    """What an answer spells. Raises `_NoAnswer`."""
+    try:
+        body = json_value(raw)
+    except Malformed as error:
+        raise _NoAnswer(f"GET /branches was answered with something else: {error}") from error
+    if not isinstance(body, dict):
+        raise _NoAnswer("GET /branches was answered with something else than an object")
+    return body
 
 
 def _rows(body: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -87,7 +87,12 @@ def judge_unknown(gid: str, told: Mapping[str, Testimony | None], without: Abstr
 def _found(
     gid: str, decision: Decision, reason: str, found: list[tuple[str, str, str]], states: tuple[str, ...]
 ) -> Judgement:
-    concerned = [(participant, branch) for participant, branch, state in found if state in states]
+    # One server may be registered under two names, and speak of a branch under both: one of them is told.
+    told: dict[str, str] = {}
+    for participant, branch, state in sorted(found, key=lambda each: each[2] != "prepared"):
+        if state in states:
+            told.setdefault(branch, participant)
+    concerned = [(participant, branch) for branch, participant in told.items()]
     if not concerned:
         return Wait(names=())  # nobody holds it prepared any more
     return Reconciled(

@@ -1,0 +1,297 @@
+"""What participants answer: to messages, and when they are asked what they hold. Understood, or no answer at all."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from coordinator import inquiry
+from coordinator.codec import JSON_TYPE, MSGPACK_TYPE, Malformed, answer_from_wire, batch_from_bytes, json_bytes
+from coordinator.commands import encode_command
+from coordinator.config import Limits, NodeConfig, Peer
+from coordinator.facts import Applied, Participant, Verdict
+from coordinator.inquiry import Inquiry
+from coordinator.ledger import Ledger
+from coordinator.protocol.entries import Entry, Header, Reconciled
+from coordinator.protocol.messages import Abort, Acked, Commit, Contradicted, Prepare, Prepared, ReadOnly, Refused
+from tests.fuzz import HUNT, examples
+from tests.fuzz.lives import CLUSTER, RESTORE, check_usable, ledger_after
+from tests.fuzz.mutations import altered, as_json, damaged, pack
+
+MESSAGES = [
+    Prepare(gid="m-1-1", branch="a", payload=b"1"),
+    Commit(gid="m-1-1", branch="a"),
+    Abort(gid="m-1-1", branch="a"),
+]
+ANSWERS: list[Any] = [
+    [{"status": 200, "vote": "prepared", "result": {"a": [1]}}],
+    [{"status": 200, "vote": "refused", "reason": "no", "retryable": True}],
+    [{"status": 200, "state": "committed"}, {"status": 409, "state": "aborted"}],
+    [{"status": 409, "code": "stale_epoch", "epoch": 5}, {"status": 503, "code": "pending"}],
+]
+BATCHES = altered(st.sampled_from(ANSWERS)).map(pack) | damaged(st.sampled_from(ANSWERS).map(pack))
+Read = Callable[[Any, int, object], Any]
+
+
+def understands(message: Any, content_type: str, body: bytes, read: Read = answer_from_wire) -> None:
+    try:
+        items = batch_from_bytes(content_type, body)
+    except Malformed:
+        return
+    for item in items:
+        status = item.get("status") if isinstance(item, dict) else 0
+        try:
+            answer = read(message, status if type(status) is int else 0, item)
+        except Malformed as error:
+            assert len(str(error)) < 500
+            continue
+        assert (answer.gid, answer.branch) == ("m-1-1", "a")
+        assert isinstance(item, dict)
+        # What moves a transaction on was said, in so many words, to the message that asked for it.
+        match answer:
+            case Prepared() | ReadOnly() | Refused():
+                assert isinstance(message, Prepare)
+                vote = {Prepared: "prepared", ReadOnly: "read_only", Refused: "refused"}[type(answer)]
+                assert (status, item["vote"]) == (200, vote)
+            case Acked():
+                assert (status, item["state"]) == (200, "committed" if isinstance(message, Commit) else "aborted")
+            case Contradicted():
+                assert (status, item["state"]) == (409, answer.state)
+
+
+@examples(120)
+@given(st.sampled_from(MESSAGES), st.sampled_from([MSGPACK_TYPE, JSON_TYPE]), BATCHES)
+def test_a_participant_s_answers_are_understood_or_malformed(message: Any, content_type: str, body: bytes) -> None:
+    understands(message, content_type, body)
+
+
+def test_the_undamaged_answers_are_understood() -> None:
+    found = [type(answer_from_wire(MESSAGES[0], item[0]["status"], item[0])) for item in ANSWERS[:2]]
+    assert found == [Prepared, Refused]
+    assert isinstance(answer_from_wire(MESSAGES[1], 200, ANSWERS[2][0]), Acked)
+
+
+def _trusting(message: Any, status: int, body: object) -> Any:
+    """A 409 says a state, or an epoch."""
+    if status == 409 and isinstance(body, dict) and "code" not in body:
+        body["state"]
+    return answer_from_wire(message, status, body)
+
+
+def _content(message: Any, status: int, body: object) -> Any:
+    """With a 200, whatever it says."""
+    if status == 200 and not isinstance(message, Prepare):
+        return Acked(gid=message.gid, branch=message.branch)
+    return answer_from_wire(message, status, body)
+
+
+def _voting(message: Any, status: int, body: object) -> Any:
+    """Whatever is no refusal is a vote."""
+    if isinstance(message, Prepare) and isinstance(body, dict) and body.get("vote") not in ("refused", "read_only"):
+        return Prepared(gid=message.gid, branch=message.branch)
+    return answer_from_wire(message, status, body)
+
+
+@pytest.mark.parametrize(
+    ("read", "error"),
+    [(_trusting, KeyError), (_content, (AssertionError, KeyError)), (_voting, (AssertionError, KeyError))],
+)
+def test_a_careless_reader_of_answers_is_found(read: Read, error: type[Exception]) -> None:
+    @HUNT
+    @given(st.sampled_from(MESSAGES), BATCHES)
+    def hunt(message: Any, body: bytes) -> None:
+        understands(message, MSGPACK_TYPE, body, read)
+
+    with pytest.raises(error):
+        hunt()
+
+
+# ------------------------------------------------------------------------------------------------ what they hold
+
+OPEN = len(RESTORE) - 5
+"""So many of its commands make a ledger that is not sure of a range."""
+HELD: list[Any] = [
+    {"branches": [{"gid": gid, "branch": "stock", "state": "prepared", "prepared_at": 5.0}], "total": 1, "working": 0}
+    for gid in ("m-2-3", "m-2-9", "m-1-3")
+] + [{"branches": []}]
+TOLD: list[Any] = [
+    {
+        "branches": [{"gid": gid, "branch": "stock", "state": state} for gid in ("m-2-3", "m-2-9")],
+        "known": True,
+        "floor": "m-1-1",
+        "epoch": 100_003,
+    }
+    for state in ("prepared", "committed", "aborted", "read_only")
+]
+ROW = {"gid": "m-2-8", "branch": "pay", "state": "committed"}
+WORDS = st.sampled_from(
+    [
+        ROW,
+        {**ROW, "branch": "\ud800"},
+        "m-1-3",
+        "m-1-4",
+        "m-2-9",
+        "m-99999-1",
+        "prepared",
+        "committed",
+        "aborted",
+        "stock",
+    ]
+)
+TEXTS = altered(st.sampled_from(HELD) | st.sampled_from(TOLD), WORDS).map(as_json) | damaged(
+    st.sampled_from(HELD + TOLD).map(as_json)
+)
+PLAIN_TEXTS = st.sampled_from(HELD + TOLD).map(as_json)
+CONFIG = NodeConfig(
+    cluster=CLUSTER,
+    node="n1",
+    data=Path("unused"),
+    nodes=(Peer(id="n1", api="127.0.0.1:1", raft="127.0.0.1:2"),),
+    secret="s" * 16,
+)
+Said = Mapping[tuple[str, bool], bytes]
+"""By participant, and whether it was asked about gids: what it answers."""
+
+
+class _Driver:
+    """Logs at once, as a leader that nobody disturbs."""
+
+    leading, awaits_copy = True, False
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    async def log(self, entry: Entry, size: int) -> Applied:
+        command = encode_command(Header(epoch=self._ledger.epoch, at=5), [entry])
+        assert len(command) <= 2 * size + 300, "as large as was said, or the log does not take it"
+        assert len(command) <= Limits().max_command_bytes
+        (applied,) = self._ledger.apply(command)
+        assert not isinstance(entry, Reconciled) or applied.verdict is Verdict.APPLIED, "what is logged has its effect"
+        return applied
+
+    def release(self, gid: str) -> None:
+        txn = self._ledger.get(gid)
+        assert txn is not None
+        assert txn.decision is None
+
+
+class _Inquiry(Inquiry):
+    """Whose participants say what they are told to say."""
+
+    said: Said
+
+    async def _get(self, participant: Participant, path: str) -> dict[str, Any]:
+        return inquiry._object(self.said[participant.name, "gid=" in path])
+
+
+def finds_out(said: Said, kind: type[_Inquiry] = _Inquiry) -> Ledger:
+    """Two rounds, with these answers in both; the ledger then."""
+    ledger = ledger_after("restore", OPEN).fork()
+    asking = kind(config=CONFIG, driver=cast("Any", _Driver(ledger)), ledger=ledger, tls=None)
+    asking.said = said
+
+    async def rounds() -> None:
+        for _ in range(2):
+            if ledger.lost is not None:
+                await asking._round(ledger.lost)
+            json_bytes(asking.status())
+
+    asyncio.run(rounds())
+    for gid in ("m-2-3", "m-1-3"):
+        txn = ledger.get(gid)
+        if not all(_is_json(said["stock", about]) for about in (False, True)):
+            assert txn is not None, "what was not understood says nothing"
+            assert txn.decision is None, "what was not understood decides nothing"
+    check_usable(ledger.fork())
+    return ledger
+
+
+def _is_json(text: bytes) -> bool:
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(text)
+        return True
+    return False
+
+
+ASKED = [(name, about) for name in ("stock", "pay") for about in (False, True)]
+
+
+def _all_say(*rows: dict[str, Any]) -> Said:
+    return dict.fromkeys(ASKED, as_json({"branches": list(rows), "known": True}))
+
+
+ROWS = st.fixed_dictionaries(
+    {
+        "gid": st.sampled_from(["m-2-3", "m-2-9", "m-1-3", "m-1-4", "x-1-1", "m-99999-1", ""]),
+        "branch": st.sampled_from(["stock", "pay", "A b", "", "\ud800", "x" * 300]),
+        "state": st.sampled_from(["prepared", "committed", "aborted", "read_only", "odd"]),
+    }
+)
+SAID = (
+    st.fixed_dictionaries(dict.fromkeys(ASKED, TEXTS | PLAIN_TEXTS))
+    | TEXTS.map(lambda text: dict.fromkeys(ASKED, text))
+    | st.lists(ROWS, max_size=3).map(lambda rows: _all_say(*rows))
+)
+
+
+@examples(60)
+@given(SAID)
+@example(_all_say({"gid": "m-2-9", "branch": "\ud800", "state": "prepared"}))
+@example(_all_say({"gid": "m-2-9", "branch": "stock", "state": "prepared"}))
+@example(_all_say({"gid": "m-2-9", "branch": "x" * 5_000_000, "state": "committed"}))
+@example(_all_say(*({"gid": "m-2-9", "branch": f"b{n}-{'x' * 58}", "state": "prepared"} for n in range(9999))))
+def test_whatever_participants_hold_is_found_out_or_not_understood(said: Said) -> None:
+    finds_out(said)
+
+
+def test_the_undamaged_are_found_out() -> None:
+    held, told = as_json(HELD[0]), as_json({**TOLD[1], "branches": TOLD[1]["branches"][:1]})
+    nothing = as_json({"branches": [], "known": True})
+    said = {("stock", False): held, ("stock", True): told, ("pay", False): nothing, ("pay", True): nothing}
+    txn = finds_out(said).get("m-2-3")
+    assert txn is not None
+    assert txn.decision == "commit"
+
+
+class _Unchecked(_Inquiry):
+    """Takes a branch for what it is called."""
+
+    def _rows(self, body: dict[str, Any]) -> list[tuple[str, str, str]]:
+        return inquiry._rows(body)
+
+
+class _Deaf(_Inquiry):
+    """Whoever says nothing that can be understood holds nothing."""
+
+    async def _get(self, participant: Participant, path: str) -> dict[str, Any]:
+        try:
+            return await super()._get(participant, path)
+        except inquiry._NoAnswer:
+            return {"branches": [], "known": True}
+
+
+class _Presuming(_Inquiry):
+    """The rows are there, and hold what they should."""
+
+    def _rows(self, body: dict[str, Any]) -> list[tuple[str, str, str]]:
+        return [(row["gid"], row["branch"], row["state"]) for row in body["branches"]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [(_Unchecked, (UnicodeEncodeError, AssertionError)), (_Deaf, AssertionError), (_Presuming, (TypeError, KeyError))],
+)
+def test_a_careless_inquiry_is_found(kind: type[_Inquiry], error: type[Exception]) -> None:
+    @HUNT
+    @given(SAID)
+    def hunt(said: Said) -> None:
+        finds_out(said, kind)
+
+    with pytest.raises(error):
+        hunt()
