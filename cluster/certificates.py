@@ -156,8 +156,7 @@ class Authority:
         except ConfigError as error:
             raise CertificateTrouble(str(error)) from error
         key = load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
-        ours = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or len(ours) != 1:
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or not _is_ours(certificate):
             raise CertificateTrouble(f"{folder}/ca.pem was not made by `outlast certs`; use another folder")
         return Authority(folder, certificate, key)
 
@@ -227,6 +226,15 @@ def make_secret(path: Path) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------ parts
+
+
+def _is_ours(certificate: x509.Certificate) -> bool:
+    """Whether it holds what is asked of an authority's certificate later."""
+    try:
+        certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+        return len(certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)) == 1
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        return False
 
 
 def _host(host: str) -> x509.GeneralName:

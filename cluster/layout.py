@@ -16,6 +16,7 @@ import asyncio
 import fcntl
 import json
 import os
+import reprlib
 import secrets
 import string
 import time
@@ -24,6 +25,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from cluster.certificates import Authority, CertificateTrouble, Kind, Wanted, make_secret
 from cluster.ports import HOST, consecutive_ports, free_ports
@@ -83,15 +85,15 @@ def read_running(data: Path) -> Running | None:
     path = data / "cluster.json"
     try:
         plain = json.loads(path.read_text())
-        owner = plain.get("owner")
+        owner, ca, token_file = plain.get("owner"), plain.get("ca"), plain.get("token_file")
         return Running(
-            cluster=plain["cluster"],
+            cluster=_text(plain["cluster"]),
             nodes=tuple(_row(row) for row in plain["nodes"]),
             services=tuple(_row(row) for row in plain.get("services", ())),
-            owner=None if owner is None else Identity(owner["pid"], owner["started"]),
-            down=plain.get("down", False),
-            ca=plain.get("ca"),
-            token_file=plain.get("token_file"),
+            owner=None if owner is None else Identity(_number(owner["pid"]), _number(owner["started"])),
+            down=plain.get("down", False) is True,
+            ca=None if ca is None else _text(ca),
+            token_file=None if token_file is None else _text(token_file),
         )
     except FileNotFoundError:
         return None
@@ -107,7 +109,28 @@ def read_running(data: Path) -> Running | None:
 
 
 def _row(plain: Mapping[str, Any]) -> Row:
-    return Row(**{**plain, "arguments": tuple(plain.get("arguments", ()))})
+    row = Row(**{**plain, "arguments": tuple(plain.get("arguments", ()))})
+    for text in (row.id, row.url, *row.arguments, *(() if row.module is None else (row.module,))):
+        _text(text)
+    for number in (row.pid, row.started):
+        if number is not None:
+            _number(number)
+    urlsplit(row.url)
+    return row
+
+
+def _text(value: object) -> str:
+    """Raises TypeError and ValueError for what is no text, or cannot be a path or a word of a command."""
+    if type(value) is not str or "\0" in value:
+        raise TypeError(f"{reprlib.repr(value)} where a text should be")
+    value.encode()
+    return value
+
+
+def _number(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{reprlib.repr(value)} where a number should be")
+    return value
 
 
 def write_running(data: Path, running: Running) -> None:

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from coordinator.levels import NEWEST
 from coordinator.protocol.messages import MAX_CLUSTER_NAME
@@ -79,8 +79,7 @@ class Limits:
     max_restore_bytes: int = 4 << 30
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            _require(getattr(self, item.name) > 0, f"limits.{item.name} must be positive")
+        _require_bounded(self, "limits")
         _require(self.default_timeout_s <= self.max_timeout_s, "limits.default_timeout_s exceeds max_timeout_s")
         _require(self.retention_s >= 900, "limits.retention_s must be at least 900: an idempotency key lives so long")
         _require(self.max_payload_bytes <= self.max_body_bytes, "limits.max_payload_bytes exceeds max_body_bytes")
@@ -120,8 +119,7 @@ class Timing:
     copy_stall_s: float = 30.0
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            _require(getattr(self, item.name) > 0, f"timing.{item.name} must be positive")
+        _require_bounded(self, "timing")
         _require(self.backoff_min_s <= self.backoff_max_s, "timing.backoff_min_s exceeds backoff_max_s")
         _require(self.backoff_max_s <= 2.0, "timing.backoff_max_s must be at most 2: participants count on it")
         _require(self.proposal_timeout_s < 3.0, "timing.proposal_timeout_s must be below 3: clients count on it")
@@ -317,7 +315,7 @@ class NodeConfig:
             plain = tomllib.loads(path.read_text())
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # no TOML, no text, or a number of thousands of digits
             raise ConfigError(f"{path} is not TOML: {error}") from error
         try:
             return NodeConfig.of(plain, base=path.parent)
@@ -336,7 +334,7 @@ class NodeConfig:
         values["timing"] = _build(Timing, values.get("timing", {}), "timing")
         values["compatibility"] = _build(Compatibility, values.get("compatibility", {}), "compatibility")
         data = values.get("data")
-        if not isinstance(data, str) or not data:
+        if not _is_path(data):
             raise ConfigError("data must name a folder")
         values["data"] = base / data
         if "tls" in values:
@@ -385,7 +383,8 @@ def refuse_readable_by_all(path: Path, what: str) -> None:
 def split_address(address: str, what: str) -> tuple[str, int]:
     """Host and port of `host:port`. Raises `ConfigError`."""
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+    known = colon and host and port.isascii() and port.isdigit() and len(port) <= 5
+    if not known or not 0 < int(port) < 65536:
         raise ConfigError(f"{what} must be host:port, not {address!r}")
     return host.strip("[]"), int(port)
 
@@ -404,10 +403,14 @@ def _is_token(text: str) -> bool:
     return text.isascii() and text.isprintable() and " " not in text
 
 
+def _is_path(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and value != "" and "\0" not in value
+
+
 def _read_beside(values: Mapping[str, Any], name: str, base: Path) -> list[str]:
     """What the file named by `NAME_file` holds, where `NAME` itself must not be."""
     file = values[f"{name}_file"]
-    if not isinstance(file, str) or not file:
+    if not _is_path(file):
         raise ConfigError(f"{name}_file must name a file")
     if name in values:
         raise ConfigError(f"give {name} or {name}_file, not both")
@@ -418,7 +421,7 @@ def _paths(table: object, where: str, base: Path) -> dict[str, Path]:
     if not isinstance(table, Mapping):
         raise ConfigError(f"{where} must be a table")
     for name, value in table.items():
-        if not isinstance(value, str) or not value:
+        if not _is_path(value):
             raise ConfigError(f"{name} in {where} must name a file")
     return {name: base / value for name, value in table.items()}
 
@@ -426,6 +429,18 @@ def _paths(table: object, where: str, base: Path) -> dict[str, Path]:
 def _require(holds: bool, otherwise: str) -> None:
     if not holds:
         raise ConfigError(otherwise)
+
+
+_LONGEST_S: Final = 365 * 86_400
+"""Of any duration: timers take no infinite ones."""
+_MOST: Final = (1 << 63) - 1
+
+
+def _require_bounded(section: Limits | Timing, where: str) -> None:
+    for item in fields(section):
+        value, most = getattr(section, item.name), _LONGEST_S if item.name.endswith("_s") else _MOST
+        _require(value > 0, f"{where}.{item.name} must be positive")
+        _require(value <= most, f"{where}.{item.name} must be at most {most}")
 
 
 _SCALARS: Final = (str, int, float)

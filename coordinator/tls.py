@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -38,6 +38,8 @@ from coordinator.config import (
 
 _log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 URN: Final = "urn:outlast:"
 """How `outlast certs` begins the name of what a certificate is for: `urn:outlast:CLUSTER:node:n1`."""
 
@@ -53,8 +55,18 @@ def urn(cluster: str, kind: str, name: str) -> str:
     return f"{URN}{cluster}:{kind}:{name}"
 
 
+_UNREADABLE: Final = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""A certificate is taken apart when its parts are asked for, so each of these may come as late as that."""
+
+
 def node_ids(certificate: x509.Certificate, cluster: str) -> frozenset[str]:
-    """The nodes of `cluster` that a certificate names.
+    """The nodes of `cluster` that a certificate names. Raises ValueError for one that cannot be read.
 
     One that says what it is for, by URIs that begin with `urn:outlast:`, names the nodes in them and no others: a
     client called n1 is not the node n1. Any other certificate names by its DNS names, or by its common name when it has
@@ -77,14 +89,17 @@ def identifier(cluster: str) -> Callable[[bytes], frozenset[str]]:
     def identify(der: bytes) -> frozenset[str]:
         try:
             return node_ids(x509.load_der_x509_certificate(der), cluster)
-        except ValueError:
+        except _UNREADABLE:
             return frozenset()
 
     return identify
 
 
 def covers_host(certificate: x509.Certificate, host: str) -> bool:
-    """Whether clients that look for `host`, a name or an address, will take this certificate for its."""
+    """Whether clients that look for `host`, a name or an address, will take this certificate for its.
+
+    Raises ValueError for one that cannot be read.
+    """
     names = _alternative_names(certificate)
     if names is None:
         return False
@@ -104,6 +119,8 @@ def _alternative_names(certificate: x509.Certificate) -> x509.SubjectAlternative
         return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return None
+    except _UNREADABLE as error:
+        raise ValueError(f"its extensions cannot be read: {error}") from error
 
 
 # ------------------------------------------------------------------------------------------------ reading files
@@ -115,7 +132,7 @@ def read_certificates(path: Path, what: str) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{what}: {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise ConfigError(f"{what}: {path} holds no certificate in PEM form") from error
 
 
@@ -133,7 +150,11 @@ def check_key(certificate: x509.Certificate, key: Path, what: str, certificate_f
     except (ValueError, UnsupportedAlgorithm):
         raise ConfigError(f"{what}: {key} holds no private key in PEM form") from None
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if loaded.public_key().public_bytes(*form) != certificate.public_key().public_bytes(*form):
+    try:
+        public = certificate.public_key().public_bytes(*form)
+    except _UNREADABLE as error:
+        raise ConfigError(f"{what}: the certificate in {certificate_file} is for a key that cannot be read") from error
+    if loaded.public_key().public_bytes(*form) != public:
         raise ConfigError(f"{what}: {key} does not belong to the certificate in {certificate_file}")
 
 
@@ -157,7 +178,7 @@ def _check_issuer(chain: Sequence[x509.Certificate], issuers: Path, what: str, p
         for certificate in chain:
             try:
                 certificate.verify_directly_issued_by(authority)
-            except (ValueError, TypeError, InvalidSignature):
+            except (*_UNREADABLE, TypeError, InvalidSignature):
                 continue
             return
     raise ConfigError(f"{what}: {path} was not issued by the authority in {issuers} ({issuers_what})")
@@ -194,6 +215,13 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
     return context
 
 
+def _trust(context: ssl.SSLContext, ca: Path) -> None:
+    try:
+        context.load_verify_locations(ca)
+    except OSError as error:  # an SSLError is one
+        raise ConfigError(f"{ca} holds no certificate authority: {error.strerror or error}") from error
+
+
 def _show(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     try:
         # The password is not asked for at a terminal: a server has none.
@@ -223,7 +251,7 @@ class Tls:
             return Tls(config=config, participants=participants)
         _check(config, files, now)
         raft_server = server_context(files.certificate, files.key)
-        raft_server.load_verify_locations(files.ca)
+        _trust(raft_server, files.ca)
         raft_server.verify_mode = ssl.CERT_REQUIRED
         raft_client = client_context(files.ca)
         # Nodes are known by their ids, wherever they are: the transport checks `node_ids` instead.
@@ -231,7 +259,7 @@ class Tls:
         _show(raft_client, files.certificate, files.key)
         api_server = server_context(files.api_certificate or files.certificate, files.api_key or files.key)
         if files.client_ca is not None:
-            api_server.load_verify_locations(files.client_ca)
+            _trust(api_server, files.client_ca)
             api_server.verify_mode = ssl.CERT_OPTIONAL
         return Tls(
             config=config,
@@ -253,17 +281,17 @@ class Tls:
             for context in (self.raft_server, self.raft_client):
                 assert context is not None, "with files there are contexts"
                 _show(context, files.certificate, files.key)
-                context.load_verify_locations(files.ca)
+                _trust(context, files.ca)
             assert self.api_server is not None
             assert self.api_client is not None
             _show(self.api_server, files.api_certificate or files.certificate, files.api_key or files.key)
             if files.client_ca is not None:
-                self.api_server.load_verify_locations(files.client_ca)
+                _trust(self.api_server, files.client_ca)
             if files.trusted is not None:
-                self.api_client.load_verify_locations(files.trusted)
+                _trust(self.api_client, files.trusted)
         if self.participants is not None:
             if ours.ca is not None:
-                self.participants.load_verify_locations(ours.ca)
+                _trust(self.participants, ours.ca)
             if ours.certificate is not None and ours.key is not None:
                 _show(self.participants, ours.certificate, ours.key)
 
@@ -275,7 +303,7 @@ def _check(config: NodeConfig, files: TlsFiles, now: datetime) -> None:
     check_dates(chain[0], files.certificate, "tls.certificate", now)
     check_key(chain[0], files.key, "tls.key", files.certificate)
     _check_issuer(chain, files.ca, "tls.certificate", files.certificate, "tls.ca")
-    named = node_ids(chain[0], config.cluster)
+    named = _named(node_ids, chain[0], config.cluster, "tls.certificate", files.certificate)
     if config.node not in named:
         raise ConfigError(
             f"tls.certificate: {files.certificate} is not for node {config.node} of cluster {config.cluster}"
@@ -292,12 +320,21 @@ def _check(config: NodeConfig, files: TlsFiles, now: datetime) -> None:
             _check_authority(files.trusted, "tls.api_ca", now)
             _check_issuer(chain, files.trusted, what, path, "tls.api_ca")
     host, _ = split_address(config.me.api, "api")
-    if not covers_host(chain[0], host):
+    if not _named(covers_host, chain[0], host, what, path):
         raise ConfigError(
             f"{what}: {path} is not for {host}, where the API listens: clients and the other nodes would not believe it"
         )
     if files.client_ca is not None:
         _check_authority(files.client_ca, "tls.client_ca", now)
+
+
+def _named(
+    look: Callable[[x509.Certificate, str], _T], certificate: x509.Certificate, about: str, what: str, path: Path
+) -> _T:
+    try:
+        return look(certificate, about)
+    except ValueError as error:
+        raise ConfigError(f"{what}: {path} does not say whom it names: {error}") from error
 
 
 def _participants(files: ParticipantFiles, now: datetime) -> ssl.SSLContext | None:

@@ -83,7 +83,7 @@ def _check(path: Path, what: str, now: datetime) -> None:
         certificate, *_ = x509.load_pem_x509_certificates(path.read_bytes())
     except OSError as error:
         raise SettingsError(f"{what}: {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise SettingsError(f"{what}: {path} holds no certificate in PEM form") from error
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not begins <= now < ends:
