@@ -185,14 +185,14 @@ _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 _BRACKET: Final = re.compile(rb"[\[\]{}]")
 
 
-def nested_too_deeply(text: bytes) -> bool:
-    """Whether JSON text exceeds `MAX_NESTING`."""
-    if text.count(b"[") + text.count(b"{") <= MAX_NESTING:
+def nested_too_deeply(text: bytes, most: int = MAX_NESTING) -> bool:
+    """Whether JSON text is nested deeper than `most`."""
+    if text.count(b"[") + text.count(b"{") <= most:
         return False  # nearly always, and cheap
     depth = 0
     for bracket in _BRACKET.findall(_STRING.sub(b"", text)):
         depth += 1 if bracket in b"[{" else -1
-        if depth > MAX_NESTING:
+        if depth > most:
             return True
     return False
 

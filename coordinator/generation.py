@@ -50,7 +50,7 @@ def _found(file: Path) -> int | None:
         return None
     except UnicodeDecodeError:
         text = ""
-    if not text.isdigit():
+    if not text.isdigit() or len(text) > 6:
         raise CannotStart(f"{file} should hold the generation of the data beside it, a number, and does not")
     return int(text)
 

@@ -65,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (SettingsError, Unfit, OSError) as error:
             parser.error(str(error))
     else:
-        schema = "" if arguments.schema is None else arguments.schema.read_text()
+        try:
+            schema = "" if arguments.schema is None else arguments.schema.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            parser.error(f"{arguments.schema} cannot be read: {error}")
         manager = SqliteManager(arguments.database, load_operations(arguments.operations), schema=schema)
     return serve_or_explain(manager, arguments)
 

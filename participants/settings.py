@@ -100,10 +100,15 @@ class ServerSettings:
             if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
                 raise SettingsError("a token must be printable ASCII without spaces")
         for url in self.coordinators:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            try:
+                parts = urlsplit(url)
+                known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            except ValueError:  # half a pair of brackets, or a port that is none
+                known = False
+            if not known or parts.query or parts.fragment:
                 raise SettingsError(f"a coordinator must be an http URL such as http://127.0.0.1:7401, not {url!r}")
-            if parts.scheme == "http" and self.coordinator_token is not None and not is_loopback(parts.hostname):
+            in_the_clear = parts.scheme == "http" and not is_loopback(parts.hostname or "")
+            if in_the_clear and self.coordinator_token is not None:
                 raise SettingsError(f"coordinator_token must not go to {url} in plain text: use its https URL")
 
 

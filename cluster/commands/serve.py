@@ -155,6 +155,8 @@ def _sqlite(arguments: argparse.Namespace) -> "SqliteManager":
         schema = "" if arguments.schema is None else arguments.schema.read_text()
     except OSError as error:
         raise _Usage(f"{arguments.schema} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise _Usage(f"{arguments.schema} holds no text: {error}") from error
     file: Path = arguments.file
     if not file.parent.is_dir():
         raise _Usage(f"{file.parent}, where {file.name} would be, is not a folder")

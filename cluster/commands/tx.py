@@ -15,6 +15,7 @@ from cluster.calls import Answer, Caller, NotConnected, Unreachable, Unverified
 from cluster.cli import FAILED, OK, UNKNOWN, USAGE, complain, print_json
 from cluster.layout import read_running
 from cluster.process import ProcessTrouble
+from coordinator.codec import MAX_NESTING, Malformed, json_value, nested_too_deeply
 
 _PATIENCE_S: Final = 10.0
 """For calls that wait for nothing: long enough for an election in between."""
@@ -22,7 +23,13 @@ _PATIENCE_S: Final = 10.0
 _PAGES_MAX: Final = 100
 """A node looks at 20,000 transactions for a page, found or not: so many pages go through all that it can remember."""
 
+_FILE_BYTES_MAX: Final = 16 << 20
+"""Of a body in a file: more than any node takes."""
+_NESTING_MAX: Final = 2 * MAX_NESTING
+"""Of a body: what is in it is judged by the node, and has to get there."""
+
 _DEFAULT_TIMEOUT_S: Final = 10.0
+_TIMEOUT_MAX_S: Final = 86_400.0
 _MARGIN_S: Final = 2.0
 """A node answers a call that waits by the transaction's timeout and one second more."""
 
@@ -94,13 +101,18 @@ def is_base(url: str) -> bool:
 
 def read_token(file: Path | None) -> str | None:
     """The bearer token that a file holds, if one is named. Raises `Usage`."""
+    if file is None:
+        return None
     try:
         # Of several tokens, which is what a change of token looks like, the first is the one in use.
-        return None if file is None else file.read_text("ascii").split()[0]
+        token = file.read_text("ascii").split()[0]
     except OSError as error:
         raise Usage(f"{file} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, IndexError):
         raise Usage(f"{file} holds no token") from None  # the cause holds what is in the file
+    if not token.isprintable():
+        raise Usage(f"{file} holds no token")
+    return token
 
 
 # ------------------------------------------------------------------------------------------------ submit
@@ -114,7 +126,8 @@ def submit(arguments: argparse.Namespace) -> int:
 async def _submit(arguments: argparse.Namespace, caller: Caller) -> int:
     body = _body(arguments)
     timeout_s = body.get("timeout_s", _DEFAULT_TIMEOUT_S)
-    wait_s = (timeout_s if isinstance(timeout_s, int | float) else _DEFAULT_TIMEOUT_S) + _MARGIN_S
+    known = isinstance(timeout_s, int | float) and 0 < timeout_s <= _TIMEOUT_MAX_S  # if not, it is refused
+    wait_s = (timeout_s if known else _DEFAULT_TIMEOUT_S) + _MARGIN_S
     # With a key of our own the request can go to another node when one does not answer.
     key = arguments.key or f"cli-{uuid.uuid4()}"
     answer = await caller.anywhere(
@@ -154,14 +167,21 @@ def _branch(text: str) -> dict[str, Any]:
     if not participant or not equals:
         raise Usage(f"--branch {text} is not PARTICIPANT=JSON")
     try:
-        return {"participant": participant, "payload": json.loads(payload)}
+        return {"participant": participant, "payload": _json(payload.encode())}
     except ValueError as error:
         raise Usage(f"--branch {participant}: the payload is not JSON ({error}); quote it for the shell") from error
 
 
 def _read(file: str) -> dict[str, Any]:
     try:
-        body = json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
+        if file == "-":
+            text = sys.stdin.read(_FILE_BYTES_MAX + 1).encode()
+        else:
+            with Path(file).open("rb") as opened:
+                text = opened.read(_FILE_BYTES_MAX + 1)
+        if len(text) > _FILE_BYTES_MAX:
+            raise Usage(f"{file} holds more than {_FILE_BYTES_MAX} bytes")
+        body = _json(text)
     except OSError as error:
         raise Usage(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -169,6 +189,13 @@ def _read(file: str) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise Usage(f"{file} holds no JSON object")
     return body
+
+
+def _json(text: bytes) -> Any:
+    """Raises ValueError."""
+    if nested_too_deeply(text, _NESTING_MAX):
+        raise Malformed("nested too deeply")
+    return json_value(text)
 
 
 def _not_yet(txn: dict[str, Any]) -> int:

@@ -110,7 +110,7 @@ def load(disk: Disk) -> Marker | None:
             rejoin=fields["rejoin"],
             known=frozenset(fields["known"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StandingRefused(
             f"{disk.where(_NAME)} is damaged ({error}): it is not known whether this node may vote. Move "
             f"{disk.where()} away, and start the node with --rejoin (docs/DISKS.md)"

@@ -99,7 +99,7 @@ def uses(name: str, content: bytes, all_uses: Uses = _uses) -> None:
         shutil.rmtree(folder / "data", ignore_errors=True)
 
 
-@examples(60)
+@examples(30)
 @given(bad_files())
 @example(("ca.pem", b"\0" + FILES["ca.pem"]))
 @example(("ca.pem", _wrapped(FILES["ca.pem"], _inner(FILES["ca.pem"]).replace(EC_KEY, ODD_KEY))))
