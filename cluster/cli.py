@@ -509,7 +509,7 @@ def _add_chaos_command(commands: "_Commands[argparse.ArgumentParser]") -> None:
     chaos.add_argument("--seed", type=_positive, default=1, metavar="N", help="what happens when (%(default)s)")
     chaos.add_argument(
         "--faults",
-        default="kill,pause,cut,slow,disk,clock",
+        default="kill,lose,pause,cut,slow,disk,clock",
         metavar="KINDS",
         help="of %(default)s, which is what happens unless told otherwise",
     )

@@ -1,4 +1,4 @@
-"""A disk of its own for a node, small enough to be filled: a file system in memory, which takes root to mount.
+"""A disk for a node or a database alone, small enough to be filled: a file system in memory, which takes root to mount.
 
 It is filled as disks are in life: by a file that somebody else puts there. What the node gets is the kernel's own
 answer.
@@ -28,14 +28,15 @@ _LOOK_S: Final = 0.5
 class Disk:
     """Mounted at `folder`, which is made; `unmount` it in the end."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, size_mib: int = SIZE_MIB) -> None:
         self.folder = folder
+        self._size_mib = size_mib
         self._ballast = folder / "ballast"
 
     def mount(self) -> None:
         """Raises `OSError` when this machine, or this user, cannot."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        words = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m,mode=700", "tmpfs", str(self.folder)]
+        words = ["mount", "-t", "tmpfs", "-o", f"size={self._size_mib}m,mode=700", "tmpfs", str(self.folder)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise OSError(

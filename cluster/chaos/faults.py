@@ -2,18 +2,24 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+import shutil
+import signal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
 
 from cluster.chaos.history import Recorder
 from cluster.chaos.node import has_seen, set_clock
 from cluster.chaos.plan import Fault
-from cluster.chaos.stage import ON_SERVER, Stage, well
+from cluster.chaos.stage import APPLICATION, CLIENTS, LEDGER, ON_SERVER, SERVER, Stage, well
 from cluster.process import ProcessTrouble
 
 _START_TRIES: Final = 20
-_FREE_S: Final = 30.0
+_FREE_S: Final = 60.0
 _LEADER_S: Final = 1.0
+_REJOIN_S: Final = 120.0
+_SERVER_S: Final = 60.0
+_LOOK_S: Final = 0.05
 _SEEN_S: Final = 6.0
 """Nodes that lead look at their calendar with every transaction, and with their housekeeping."""
 
@@ -21,7 +27,11 @@ Undo = Callable[[], Awaitable[None]]
 
 
 class Nemesis:
-    """What goes wrong at `stage`. `busy` holds who is impaired at the moment. tell: hears of every fault, in words."""
+    """What goes wrong at `stage`. tell: hears of every fault, in words.
+
+    busy: who is impaired at the moment. lost: whose disk is lost, and does not count again yet. Of three nodes one may
+    be so at a time: what two had may be gone for good.
+    """
 
     def __init__(
         self, stage: Stage, recorder: Recorder, plan: Sequence[Fault], seed: int, tell: Callable[[str], None]
@@ -32,6 +42,7 @@ class Nemesis:
         self._recorder = recorder
         self._rng = random.Random(f"targets {seed}")
         self.busy: set[str] = set()
+        self.lost: str | None = None
 
     async def run(self, began_s: float) -> None:
         """Everything that is planned; on return all of it has ended. `began_s`: of the load, as the recorder counts.
@@ -91,8 +102,11 @@ class Nemesis:
     async def _target(self, fault: Fault) -> str | None:
         """Who it is, now; somebody else of the same sort when that one is impaired already."""
         nodes = self._stage.cluster.nodes
-        if fault.target in self._stage.servers:
-            return fault.target if fault.target not in self.busy else None
+        if fault.kind == "lose" and self.lost is not None:
+            return None
+        if fault.target in (*self._stage.servers, *self._stage.disks, APPLICATION, CLIENTS):
+            absent = fault.target == APPLICATION and not self._stage.process(APPLICATION).alive
+            return None if absent or fault.target in self.busy else fault.target
         if fault.target in self._stage.services:
             return next(iter(well([fault.target, *self._stage.services], self.busy)), None)
         leader = await self._leader()
@@ -116,12 +130,14 @@ class Nemesis:
         match fault.kind:
             case "kill":
                 return await self._kill(fault, target)
+            case "lose":
+                return await self._lose(fault, target)
             case "pause":
                 return self._pause(fault, target)
             case "cut" | "slow":
-                return self._links(fault, target)
+                return await self._links(fault, target)
             case "disk":
-                return self._disk(fault, target)
+                return await self._disk(fault, target)
             case _:
                 return self._clock(fault, target)
 
@@ -133,25 +149,56 @@ class Nemesis:
             server = stage.servers[target]
             ran = server.pid is not None
             await server.kill()
-            parts = [target, ON_SERVER]
+            parts = [target, ON_SERVER, LEDGER]
             self._note(fault, target, parts=parts, fired=ran, detail="kill -9 of the server and its children")
             return server.start
         pid = stage.process(target).pid
-        if target in stage.services:
+        if target == APPLICATION:
+            # Not waited for: whoever follows it starts it again, and there would be another one by then.
+            identity = stage.process(target).identity
+            ran = identity is not None and identity.signal(signal.SIGKILL)
+        elif target in stage.services:
             ran = await stage.services[target].kill()
         else:
             ran = await stage.cluster.kill(target)
         self._note(fault, target, parts=[target], fired=ran, detail=f"kill -9 of {pid}")
         return lambda: self._start(target)
 
-    async def _start(self, target: str) -> None:
-        """Start it again, on its data. Raises `ProcessTrouble` when it will not."""
+    async def _lose(self, fault: Fault, target: str) -> Undo:
+        """The node dies, and its disk with it; it comes back empty, and is caught up."""
+        cluster = self._stage.cluster
+        self.lost = target
+        pid = cluster.process(target).pid
+        ran = await cluster.kill(target)
+        folder = next(config.data for config in cluster.configs if config.node == target)
+        gone = await asyncio.to_thread(_empty, folder)
+        detail = f"kill -9 of {pid}, and its folder with {gone} files is lost"
+        self._note(fault, target, parts=[target], fired=ran and gone > 0, detail=detail)
+
+        async def rejoin() -> None:
+            began_s = self._recorder.now_s
+            await self._start(target, rejoin=True)
+            while (status := await cluster.status(target)) is None or not _counts(status):
+                if self._recorder.now_s > began_s + _REJOIN_S:
+                    raise ProcessTrouble(f"{target} does not count again {_REJOIN_S:g} s after it lost its disk")
+                await asyncio.sleep(_LOOK_S)
+            self.lost = None
+            after_s = round(self._recorder.now_s - began_s, 2)
+            self._recorder.note("rejoined", fault=fault.number, node=target, after_s=after_s)
+            self._tell(f"{target} counts again, {after_s:.1f} s after it came back empty")
+
+        return rejoin
+
+    async def _start(self, target: str, *, rejoin: bool = False) -> None:
+        """Start it again, on its data, or empty. Raises `ProcessTrouble` when it will not."""
+        if target == APPLICATION:
+            return  # whoever follows it starts it again
         for tries in range(1, _START_TRIES + 1):
             try:
                 if target in self._stage.services:
                     await self._stage.services[target].start()
                 else:
-                    await self._stage.cluster.start_node(target)
+                    await self._stage.cluster.start_node(target, rejoin=rejoin and tries == 1)
             except ProcessTrouble as error:
                 # A database server that is down, too, keeps its service from starting.
                 if tries == _START_TRIES or self._stage.process(target).alive:
@@ -173,19 +220,10 @@ class Nemesis:
 
     # -------------------------------------------------------------------------------------------- links
 
-    def _links(self, fault: Fault, target: str) -> Undo:
+    async def _links(self, fault: Fault, target: str) -> Undo:
         stage = self._stage
-        nodes = [node for node in stage.cluster.nodes if node != target]
-        far = [*nodes, *stage.services] if fault.other == "all" and target in stage.cluster.nodes else nodes
-        if fault.other == "follower" and target in stage.cluster.nodes:
-            far = [self._rng.choice(nodes)]
-        # All nodes share one wire to a service: with that one cut, nobody would reach it.
-        wires = [
-            (wire, forth)
-            for other in far
-            for wire, forth in stage.between(target, other)
-            if wire.source != "nodes" or target in stage.services
-        ]
+        far = await self._far(fault, target)
+        wires = [each for other in far for each in stage.between(target, other)]
         fired = bool(wires)
         for wire, forth in wires:
             cut = fault.kind == "cut"
@@ -200,8 +238,7 @@ class Nemesis:
             detail = f"{target} - {names}: {fault.amount * 1000:.0f} ms each way"
         else:
             detail = f"{target} {'->' if fault.one_way else '-'} {names}: nothing arrives"
-        # Over the wires that nodes share, services are reached from the others as before.
-        links = [(target, other) for other in nodes if other in far] if fault.kind == "cut" else []
+        links = [(target, other) for other in far] if fault.kind == "cut" else []
         self._note(fault, target, links=links, fired=fired, detail=detail)
 
         async def heal() -> None:
@@ -210,24 +247,69 @@ class Nemesis:
 
         return heal
 
+    async def _far(self, fault: Fault, target: str) -> list[str]:
+        """The other ends."""
+        stage = self._stage
+        others = [node for node in stage.cluster.nodes if node != target]
+        if fault.other == "all":
+            return [*others, *stage.services] if target in stage.cluster.nodes else others
+        if fault.other in stage.services:
+            return [fault.other]
+        leader = await self._leader()
+        if fault.other == "leader" and leader in others:
+            return [leader]
+        if target in stage.cluster.nodes:
+            return [self._rng.choice(others)]
+        return [self._rng.choice([node for node in others if node != leader])]
+
     # -------------------------------------------------------------------------------------------- disks and clocks
 
-    def _disk(self, fault: Fault, target: str) -> Undo:
+    async def _disk(self, fault: Fault, target: str) -> Undo:
         disk = self._stage.disks[target]
         free = disk.fill()
         detail = f"not a byte is left of {free >> 10} KiB"
-        self._note(fault, target, parts=[target], fired=disk.free_bytes == 0, detail=detail)
+        self._note(fault, target, parts=self._stage.relies_on(target), fired=disk.free_bytes == 0, detail=detail)
+        if target == SERVER:
+            await self._needs_room(fault)
 
         async def clear() -> None:
             disk.clear()
+            if target == SERVER:
+                await self._restart_server()
 
         return clear
+
+    async def _needs_room(self, fault: Fault) -> None:
+        """Let the database server begin another file of its log, which it could do without for minutes."""
+        try:
+            await self._stage.servers[SERVER].single("SELECT pg_switch_wal()")
+        except ProcessTrouble as error:
+            self._recorder.note("note", text=f"fault {fault.number}: {error}")
+
+    async def _restart_server(self) -> None:
+        """A server without room for its log ends itself. See that it runs. Raises `ProcessTrouble`."""
+        server = self._stage.servers[SERVER]
+        until_s = self._recorder.now_s + _SERVER_S
+        while True:
+            try:
+                if server.pid is None:
+                    await server.stop()
+                    await server.start()
+                    self._tell(f"{SERVER} had ended itself, and is started again")
+                await server.single("SELECT 1")
+            except ProcessTrouble:
+                # It may be about to end, or to recover.
+                if self._recorder.now_s > until_s:
+                    raise
+                await asyncio.sleep(_LOOK_S)
+            else:
+                return
 
     def _clock(self, fault: Fault, target: str) -> Undo:
         file = self._stage.cluster.ahead(target)
         ahead_ms = int(fault.amount * 1000)
         set_clock(file, ahead_ms)
-        self._note(fault, target, fired=True, detail=f"its calendar is set by {fault.amount:+.0f} s")
+        self._note(fault, target, fired=True, detail=f"its calendar is set {_shift(fault.amount)}")
 
         async def back() -> None:
             until_s = self._recorder.now_s + _SEEN_S
@@ -238,3 +320,27 @@ class Nemesis:
             set_clock(file, 0)
 
         return back
+
+
+def _counts(status: Mapping[str, Any]) -> bool:
+    """Whether a node, by what it says of itself, is a full member."""
+    return status.get("role") in ("leader", "follower") and bool(status.get("ready"))
+
+
+def _empty(folder: Path) -> int:
+    """Remove all that is in `folder`, which itself may be a disk; how many files that were."""
+    files = sum(1 for each in folder.rglob("*") if each.is_file())
+    for each in folder.iterdir():
+        if each.is_dir():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
+    return files
+
+
+def _shift(seconds: float) -> str:
+    """How far a calendar is set, for people."""
+    minutes, rest = divmod(round(abs(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    words = [f"{count} {unit}" for count, unit in ((hours, "h"), (minutes, "min"), (rest, "s")) if count]
+    return f"{' '.join(words) or '0 s'} {'back' if seconds < 0 else 'forwards'}"

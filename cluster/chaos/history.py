@@ -4,22 +4,27 @@ Every line has `at`, seconds since the run began, and `type`:
 
 | type | fields | meaning |
 |---|---|---|
-| `run` | seed, nodes, participants, bound_s, retention_s | the first line |
+| `run` | seed, nodes, participants, books, bound_s, retention_s | the first line; `books`: which participants a
+transaction of each sort is to be found at |
 | `planned` | fault, kind, target, for_s | a fault that shall happen at `due` |
 | `began`, `ended` | fault, kind, target, parts, links, fired, detail | it did; who is impaired, and which pairs |
 | `calendar` | fault, seen | whether the node whose clock was set has looked at it meanwhile |
-| `asked` | op, client, key, body, node | a request is sent; `body` is a short name of what it asks for |
+| `asked` | op, client, key, body, node, of | a request is sent; `body` is a short name of what it asks for, `of` the
+sort of transaction: `shop` if it is not there |
 | `answered` | op, outcome, gid, detail | committed, aborted, undecided, reused (422), unknown |
 | `read` | node, gid, outcome | somebody looked: committed, aborted, undecided, missing, forgotten |
 | `prepared` | participant, gids | its branches that are in doubt now; `gids` null: it does not answer |
 | `leader` | node, epoch | node null: nobody says so |
 | `rest` | | every fault has ended, and so has the load |
 | `final` | node, gid, outcome | like `read`, at rest, for every transaction at every node |
-| `marks` | participant, orders | order id to gid, as the database has it, at rest |
+| `marks` | participant, orders, of | order id to gid, as the database has it, at rest |
 | `sums` | participant, initial, left, moved | at rest |
 | `locks` | participant, count | locks that its database holds for branches, at rest |
 | `audit` | discrepancies | what the databases say against each other, at rest |
 | `probe` | what, outcome | an order for goods and of an account that were used, at rest |
+| `rejoined` | fault, node, after_s | a node that had lost its disk counts again |
+| `lived` | life | the application was started |
+| `note` | text | for people |
 """
 
 import json
@@ -30,6 +35,9 @@ from types import TracebackType
 from typing import Any, Final, TextIO
 
 Event = dict[str, Any]
+
+SHOP: Final = "shop"
+"""The sort of transaction that a request is about when it does not say."""
 
 MAX_EVENTS: Final = 5_000_000
 """Of one run; half an hour makes a tenth of it. A run that goes beyond fails."""
@@ -124,9 +132,18 @@ class History:
             if event.get("gid") is not None and event["outcome"] in ("committed", "aborted"):
                 yield event["gid"], event["outcome"], event
 
-    def marks(self) -> dict[str, dict[str, str]]:
-        """Of every participant: order id to gid, at rest."""
-        return {event["participant"]: event["orders"] for event in self.of("marks")}
+    @property
+    def books(self) -> dict[str, list[str]]:
+        """By sort of transaction: at which participants one leaves a mark."""
+        found: dict[str, list[str]] = self.run.get("books") or {SHOP: list(self.participants)}
+        return found
+
+    def marks(self) -> dict[str, dict[str, dict[str, str]]]:
+        """By sort of transaction, of every participant: order id to gid, at rest."""
+        found: dict[str, dict[str, dict[str, str]]] = {sort: {} for sort in self.books}
+        for event in self.of("marks"):
+            found.setdefault(event.get("of", SHOP), {})[event["participant"]] = event["orders"]
+        return found
 
 
 def few(complaints: Iterable[str], most: int = 5) -> list[str]:

@@ -23,6 +23,9 @@ RARE: Final = 40
 TRY_S: Final = 4.0
 """Until another node is asked. A node promises its own 503 within 3 s; one that is paused says nothing."""
 
+MOVE_TIMEOUT_S: Final = 4.0
+"""Of a transaction of the application's own."""
+
 _TIMEOUT_S: Final = 5.0
 _BACKOFF_S: Final = 0.05
 _LOOKS_BACK: Final = 200

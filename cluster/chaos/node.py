@@ -1,4 +1,4 @@
-"""`python -m cluster.chaos.node --ahead FILE --config NODE.toml`: a node whose calendar can be set.
+"""`python -m cluster.chaos.node --ahead FILE --config NODE.toml [--rejoin]`: a node whose calendar can be set.
 
 FILE holds by how many milliseconds it is ahead of the machine's, and may change at any time. The machine's own clock is
 left alone. Durations go by another clock, which on real machines nobody can set either.
@@ -48,8 +48,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m cluster.chaos.node", description=__doc__)
     parser.add_argument("--ahead", type=Path, required=True)
     parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--rejoin", action="store_true", help="its disk is lost, and it comes back empty")
     arguments = parser.parse_args()
-    return run(NodeConfig.load(arguments.config), clock=SetClock(arguments.ahead))
+    return run(NodeConfig.load(arguments.config), rejoin=arguments.rejoin, clock=SetClock(arguments.ahead))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
@@ -12,14 +13,25 @@ from pathlib import Path
 from typing import Any, Final
 
 from cluster.chaos import disks
+from cluster.chaos.applications import Applications
 from cluster.chaos.checks import CHECKS
 from cluster.chaos.checks.doubt import waits
 from cluster.chaos.faults import Nemesis
 from cluster.chaos.history import History, Recorder, few
 from cluster.chaos.load import Load, balances_cents, stock
-from cluster.chaos.plan import KINDS, make_plan
+from cluster.chaos.plan import KINDS, STEPS_S, Cast, make_plan
 from cluster.chaos.report import write_report
-from cluster.chaos.stage import ON_SERVER, SERVICES, Stage, has_postgres
+from cluster.chaos.stage import (
+    APPLICATION,
+    CLIENTS,
+    LEDGER,
+    ON_SERVER,
+    SERVER,
+    SHOP,
+    Stage,
+    has_postgres,
+)
+from cluster.chaos.stage import RETENTION_S as REMEMBERED_S
 from cluster.chaos.watch import Watch
 from cluster.process import ProcessTrouble
 
@@ -27,10 +39,10 @@ BOUND_S: Final = 30.0
 """A branch may be prepared for so long while all is well: a timeout, an election, a start, on a busy machine."""
 
 MAX_MINUTES: Final = 30.0
-"""Longer runs would forget their first transactions. For more, take another seed."""
+"""A run is bounded. For more, take another seed."""
 
-RETENTION_S: Final = 900.0 - 300.0
-"""Nodes remember a transaction for 900 s by their calendars, which are set by up to 300 s."""
+RETENTION_S: Final = REMEMBERED_S - STEPS_S[1]
+"""For so long at least nothing is forgotten: nodes go by their calendars, which are set."""
 
 _REST_S: Final = 90.0
 _LEADER_S: Final = 60.0
@@ -88,6 +100,7 @@ async def run(options: Options, report: Path, tell: Callable[[str], None]) -> Ve
     postgres = has_postgres()
     if postgres is not None:
         impossible["postgres"] = postgres
+        impossible["application"] = "its own transactions are in two databases on PostgreSQL"
     _make_empty(report)
     for what, why in impossible.items():
         tell(f"not possible here: {what}: {why}")
@@ -100,11 +113,14 @@ async def run(options: Options, report: Path, tell: Callable[[str], None]) -> Ve
         bad_lines.extend(_bad_lines(folder))
         if trouble is not None or bad_lines or _judge(recorder.history(), bad_lines):
             _keep(folder, report / "evidence")
+            for name, server in stage.servers.items():
+                shutil.copy(server.log, report / "evidence" / f"{name}.txt")
 
     try:
         with Recorder(report / "history.jsonl") as recorder:
             stage = Stage(
                 folder,
+                seed=options.seed,
                 stock=stock(),
                 balances_cents=balances_cents(),
                 postgres=postgres is None,
@@ -137,7 +153,7 @@ async def run(options: Options, report: Path, tell: Callable[[str], None]) -> Ve
 async def _run(
     stage: Stage, recorder: Recorder, options: Options, kinds: Sequence[str], tell: Callable[[str], None]
 ) -> None:
-    tell("starting three nodes and three services")
+    tell("starting nodes, databases and services")
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(stage)
         caller = await stack.enter_async_context(stage.cluster.caller())
@@ -147,25 +163,43 @@ async def _run(
             seed=options.seed,
             seconds=seconds,
             nodes=list(stage.cluster.nodes),
-            participants={name: "postgres" if name == ON_SERVER and stage.servers else "sqlite" for name in SERVICES},
+            participants={
+                name: "postgres" if name in (ON_SERVER, LEDGER) and stage.servers else "sqlite"
+                for name in stage.participants
+            },
+            books=stage.books,
             bound_s=options.bound_s,
             retention_s=RETENTION_S,
         )
-        plan = make_plan(options.seed, seconds=seconds, kinds=kinds, participants=SERVICES, servers=list(stage.servers))
+        cast = Cast(
+            participants=stage.participants,
+            servers=list(stage.servers),
+            stores=[name for name in (SHOP, SERVER) if name in stage.disks],
+            applications=[APPLICATION] if stage.application is not None else [],
+            clients=CLIENTS,
+        )
+        plan = make_plan(options.seed, seconds=seconds, kinds=kinds, cast=cast)
         tell(f"seed {options.seed}: {len(plan)} faults in {seconds:g} s")
         watch = Watch(stage, caller, recorder)
-        nodes = dict(zip(stage.cluster.nodes, stage.cluster.urls, strict=True))
-        load = Load(caller, nodes, recorder, options.seed, per_s=options.per_s)
+        load = Load(caller, stage.client_urls, recorder, options.seed, per_s=options.per_s)
+        clients: list[Load | Applications] = [load]
+        if stage.application is not None:
+            clients.append(Applications(stage.application, caller, stage.client_urls, recorder, options.seed))
         nemesis = Nemesis(stage, recorder, plan, options.seed, tell)
-        watching = [asyncio.create_task(watch.leader()), *(asyncio.create_task(watch.prepared(n)) for n in SERVICES)]
+        watching = [
+            asyncio.create_task(watch.leader()),
+            *(asyncio.create_task(watch.prepared(n)) for n in stage.services),
+        ]
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(load.run())
+                for each in clients:
+                    group.create_task(each.run())
                 began_s = recorder.now_s
                 await nemesis.run(began_s)
                 await asyncio.sleep(max(0.0, began_s + seconds - recorder.now_s))
                 tell("all is healed; everyone waits for the last answer")
-                load.stop(patience_s=_REST_S)
+                for each in clients:
+                    each.stop(patience_s=_REST_S)
             leader = await stage.cluster.wait_for_leader(within_s=_LEADER_S)
             recorder.note("rest")
             await watch.until_none_is_prepared(within_s=_REST_S)
@@ -228,23 +262,32 @@ def _leaves(errors: BaseExceptionGroup[BaseException]) -> list[BaseException]:
 
 
 def _counts(history: History) -> dict[str, Any]:
-    """Figures for people."""
-    outcomes: dict[str, set[str]] = {}
+    """Figures for people: of the shop's orders, of the application's moves, and of what went wrong."""
+    keys: dict[str, set[str]] = {}
+    outcomes: dict[tuple[str, str], set[str]] = {}
     for asked, answer in history.requests():
+        sort = asked.get("of", SHOP)
+        keys.setdefault(sort, set()).add(asked["key"])
         if answer is not None:
-            outcomes.setdefault(answer["outcome"], set()).add(asked["key"])
-    faults: dict[str, int] = {}
-    for event in history.of("began"):
-        faults[event["kind"]] = faults.get(event["kind"], 0) + 1
+            outcomes.setdefault((sort, answer["outcome"]), set()).add(asked["key"])
+
+    def count(sort: str, outcome: str) -> int:
+        return len(outcomes.get((sort, outcome), ()))
+
     begun = any(True for _ in history.of("run"))
     leaders = [event for event in history.of("leader") if event["node"] is not None]
     return {
-        "orders": len({asked["key"] for asked, _ in history.requests()}),
+        "orders": len(keys.get(SHOP, ())),
         "requests": sum(1 for _ in history.of("asked")),
-        "committed": len(outcomes.get("committed", ())),
-        "aborted": len(outcomes.get("aborted", ())),
-        "keys_refused": len(outcomes.get("reused", ())),
-        "faults": faults,
+        "committed": count(SHOP, "committed"),
+        "aborted": count(SHOP, "aborted"),
+        "keys_refused": count(SHOP, "reused"),
+        "moves": len(keys.get(APPLICATION, ())),
+        "moves_committed": count(APPLICATION, "committed"),
+        "moves_aborted": count(APPLICATION, "aborted"),
+        "application_deaths": max(0, sum(1 for _ in history.of("lived")) - 1),
+        "faults": dict(Counter(event["kind"] for event in history.of("began"))),
         "longest_in_doubt_s": round(max((wait.waited_s for wait in waits(history)), default=0.0), 2) if begun else None,
+        "longest_rejoin_s": max((event["after_s"] for event in history.of("rejoined")), default=None),
         "changes_of_leader": max(0, len({event["epoch"] for event in leaders}) - 1),
     }

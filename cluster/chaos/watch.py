@@ -8,7 +8,7 @@ from typing import Final
 from cluster.calls import Caller, Unreachable
 from cluster.chaos.history import Recorder
 from cluster.chaos.load import order_of, seen
-from cluster.chaos.stage import Stage
+from cluster.chaos.stage import APPLICATION, LEDGER, Stage
 from participants.shop.audit import audit, locks, marks
 
 LOOK_S: Final = 0.25
@@ -152,6 +152,29 @@ class Watch:
         for participant, (initial, left, moved) in (("inventory", goods), ("payments", money)):
             self._recorder.note("sums", participant=participant, initial=initial, left=left, moved=moved)
         self._recorder.note("audit", discrepancies=list(report.discrepancies))
+        await self._application()
+
+    async def _application(self) -> None:
+        """The tables of the application, in both databases."""
+        if not self._stage.dsns:
+            return
+        from cluster.chaos import books  # it needs asyncpg
+
+        names = self._stage.books[APPLICATION]
+        found = dict(zip(names, [await books.read(dsn) for dsn in self._stage.dsns], strict=True))
+        for name, each in found.items():
+            self._recorder.note("marks", participant=name, orders=each.entries, of=APPLICATION)
+            self._recorder.note(
+                "probe",
+                what=f"any of the application's books at {name}",
+                outcome="committed" if each.locked is None else "locked",
+                detail=each.locked,
+            )
+        self._recorder.note("locks", participant=LEDGER, count=found[LEDGER].prepared)
+        initial = sum(each.initial_cents for each in found.values())
+        left = sum(each.left_cents for each in found.values())
+        self._recorder.note("sums", participant=APPLICATION, initial=initial, left=left, moved=0)
+        self._recorder.note("audit", discrepancies=[f"{name}: {text}" for name in names for text in found[name].wrong])
 
 
 def _share(used: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

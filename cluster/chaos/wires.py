@@ -5,12 +5,15 @@ to either end: connections stay, new ones seem to come about, and nothing arrive
 the wire is healed, unless an end has given up by then; that is what TCP makes of lost packets. One direction can be cut
 alone. A slow wire holds back what it carries, in order.
 
+Where several are told one and the same address, a `Junction` stands there, which has a wire for each of them.
+
 One thing differs from a network: a process that has died is not refused at once but hung up on, for the wire accepts
 before it knows.
 """
 
 import asyncio
 import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
@@ -59,7 +62,7 @@ class Wire:
         return number
 
     async def __aenter__(self) -> "Wire":
-        self._server = await asyncio.start_server(self._accept, HOST, 0)
+        self._server = await asyncio.start_server(self.accept, HOST, 0)
         return self
 
     async def __aexit__(
@@ -67,6 +70,10 @@ class Wire:
     ) -> None:
         assert self._server is not None
         self._server.close()
+        await self.close()
+
+    async def close(self) -> None:
+        """Break all that goes through it."""
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
@@ -109,7 +116,8 @@ class Wire:
 
     # -------------------------------------------------------------------------------------------- carrying
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carry this connection to the target, until it ends."""
         if len(self._connections) >= MAX_CONNECTIONS:
             writer.transport.abort()
             return
@@ -198,3 +206,42 @@ class Wire:
                 return getting.result()
             getting.cancel()
         return waiting.get_nowait()
+
+
+class Junction:
+    """An address for several, each of whom is carried over its own of `wires`; `port`: where it listens.
+
+    who: whose a connection is, told by the port that it comes from and the one that it came to; None: nobody's who is
+    known, and it is hung up on. Use it as an async context manager; the wires are not entered by themselves.
+    """
+
+    def __init__(self, wires: Mapping[str, Wire], who: Callable[[int, int], str | None]) -> None:
+        self._wires = wires
+        self._who = who
+        self._server: asyncio.Server | None = None
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        assert self._server is not None, "the junction has not been started"
+        number: int = self._server.sockets[0].getsockname()[1]
+        return number
+
+    async def __aenter__(self) -> "Junction":
+        self._server = await asyncio.start_server(self._accept, HOST, 0)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for wire in self._wires.values():
+            await wire.close()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        name = self._who(writer.get_extra_info("peername")[1], self.port)
+        if name is None:
+            writer.transport.abort()  # whoever it was has died meanwhile
+        else:
+            await self._wires[name].accept(reader, writer)

@@ -13,12 +13,16 @@ import pytest
 from cluster.chaos import disks
 from cluster.chaos.checks import CHECKS
 from cluster.chaos.history import Event, History, Recorder, few
-from cluster.chaos.plan import KINDS, MAX_AT_ONCE, make_plan
-from cluster.chaos.report import timeline, write_report
+from cluster.chaos.plan import KINDS, MAX_AT_ONCE, STEPS_S, Cast, make_plan
+from cluster.chaos.report import write_report
+from cluster.chaos.stage import RETENTION_S
+from cluster.chaos.timeline import timeline
 from cluster.cli import main
 
 NODES = ("n1", "n2", "n3")
 SHOP = ("inventory", "payments", "orders")
+BOOKS = ("payments", "ledger")
+ALL = (*SHOP, "ledger")
 
 
 def good() -> list[Event]:
@@ -29,11 +33,14 @@ def good() -> list[Event]:
     def note(type_: str, **fields: Any) -> None:
         events.append({"at": next(clock) / 10, "type": type_, **fields})
 
-    note("run", seed=1, seconds=9, nodes=[*NODES], participants=dict.fromkeys(SHOP), bound_s=2.0, retention_s=600.0)
+    books = {"shop": [*SHOP], "application": [*BOOKS]}
+    known = {"nodes": [*NODES], "participants": dict.fromkeys(ALL), "books": books}
+    note("run", seed=1, seconds=9, **known, bound_s=2.0, retention_s=600.0)
     note("planned", fault=1, kind="kill", target="leader", due=1.0, for_s=1.0)
     note("leader", node="n1", epoch=2)
     note("asked", op=1, client=0, key="order-1", body="order", node="n1")
-    for name in SHOP:
+    note("lived", life=1)
+    for name in ALL:
         note("prepared", participant=name, gids=["c-2-1"])
     note("answered", op=1, outcome="undecided", gid="c-2-1", detail=None)
     note("began", fault=1, kind="kill", target="n1", parts=["n1"], links=[], fired=True, detail="kill -9")
@@ -44,16 +51,25 @@ def good() -> list[Event]:
     note("asked", op=4, client=1, key="order-2", body="order", node="n3")
     note("answered", op=4, outcome="aborted", gid="c-3-1", detail="out_of_stock")
     note("read", client=0, node="n3", gid="c-2-1", outcome="committed")
+    note("asked", op=5, client="application", key="move-1", body="move", node="any", of="application")
+    note("answered", op=5, outcome="unknown", gid=None, detail="the application has died")
+    note("lived", life=2)
+    note("asked", op=6, client="application", key="move-1", body="move", node="n1", of="application")
+    note("answered", op=6, outcome="committed", gid="c-3-2", detail=None)
     note("ended", fault=1, kind="kill", target="n1")
     note("rest")
-    for name in SHOP:
+    for name in ALL:
         note("prepared", participant=name, gids=[])
     note("probe", what="sku-1 by account-1", outcome="committed", detail=None)
     for node in NODES:
         note("final", node=node, gid="c-2-1", outcome="committed")
         note("final", node=node, gid="c-3-1", outcome="aborted")
+        note("final", node=node, gid="c-3-2", outcome="committed")
     for name in SHOP:
         note("marks", participant=name, orders={"order-1": "c-2-1"})
+    for name in BOOKS:
+        note("marks", participant=name, orders={"move-1": "c-3-2"}, of="application")
+    for name in ALL:
         note("locks", participant=name, count=0)
     note("sums", participant="inventory", initial=10, left=8, moved=2)
     note("audit", discrepancies=[])
@@ -115,6 +131,8 @@ BAD = {
             event.update(orders={}) for event in events if event["type"] == "marks"
         ],
         "a database was not read": without("marks", participant="orders"),
+        "a move was made by half": changed("marks", {"orders": {}}, participant="ledger"),
+        "a book was not read": without("marks", participant="ledger"),
     },
     "outcomes": {
         "a node says something else": changed("final", {"outcome": "aborted"}, node="n2", gid="c-2-1"),
@@ -132,6 +150,10 @@ BAD = {
         "an order that nobody placed": lambda events: [
             event["orders"].update({"order-7": "c-7-7"}) for event in events if event["type"] == "marks"
         ],
+        "a move that was told is in no book": lambda events: [
+            event.update(orders={}) for event in events if event["type"] == "marks" and "of" in event
+        ],
+        "no move was acknowledged": changed("answered", {"outcome": "unknown", "gid": None}, op=6),
         "nothing was acknowledged": lambda events: [
             event.update(outcome="unknown", gid=None) for event in events if event["type"] == "answered"
         ],
@@ -174,6 +196,7 @@ BAD = {
         "another transaction placed the order": changed(
             "marks", {"orders": {"order-1": "c-3-1"}}, participant="orders"
         ),
+        "another transaction made the move": changed("marks", {"orders": {"move-1": "c-9-9"}}, participant="ledger"),
     },
     "locks": {
         "a lock is left": changed("locks", {"count": 1}, participant="payments"),
@@ -183,6 +206,7 @@ BAD = {
     },
     "answered": {
         "a request without an answer": without("answered", op=4),
+        "nobody found out what became of it": without("answered", op=6),
         "never a definite one": changed("answered", {"outcome": "unknown", "gid": None}, op=4),
         "an answer that should not be": changed("answered", {"outcome": "surprise", "detail": "500"}, op=1),
         "it never came to rest": without("rest"),
@@ -247,7 +271,8 @@ def test_few_says_how_many_more_there_are():
 
 def test_a_plan_follows_from_its_seed_and_stays_within_its_bounds():
     for seed in range(1, 60):
-        named = {"kinds": KINDS, "participants": SHOP, "servers": ["postgres"]}
+        cast = Cast(participants=ALL, servers=["postgres"], stores=["shop", "postgres"], applications=["application"])
+        named = {"kinds": KINDS, "cast": cast}
         seconds = random.Random(seed).choice([15.0, 40.0, 120.0, 600.0])
         plan = make_plan(seed, seconds=seconds, **named)
         assert plan == make_plan(seed, seconds=seconds, **named)
@@ -258,11 +283,22 @@ def test_a_plan_follows_from_its_seed_and_stays_within_its_bounds():
             going = [each for each in plan if each.due_s <= fault.due_s < each.due_s + each.for_s]
             assert len(going) <= MAX_AT_ONCE
     targets = Counter(fault.target for fault in make_plan(1, seconds=1800.0, **named))
-    assert set(targets) == {"leader", "follower", "postgres", *SHOP}
+    assert set(targets) == {"leader", "follower", "postgres", "shop", "application", "clients", *ALL}
+    links = {
+        (fault.target if fault.target in ("clients", "leader", "follower") else "service", fault.other)
+        for fault in make_plan(1, seconds=1800.0, **named)
+        if fault.kind == "cut"
+    }
+    # A node and another, a node and one service, clients and a node, and each of them and all.
+    assert {("leader", "follower"), ("leader", "all"), ("service", "leader"), ("service", "all")} <= links
+    assert {("clients", "leader"), ("clients", "all")} <= links
+    assert {other for target, other in links if target == "leader"} & {*ALL}
+    steps_s = [abs(fault.amount) for fault in make_plan(1, seconds=1800.0, **named) if fault.kind == "clock"]
+    assert min(steps_s) < 300 < 3600 < max(steps_s) <= STEPS_S[1] < RETENTION_S
 
 
 def test_without_kinds_nothing_happens():
-    assert make_plan(1, seconds=60.0, kinds=[], participants=SHOP, servers=[]) == []
+    assert make_plan(1, seconds=60.0, kinds=[], cast=Cast(participants=SHOP)) == []
 
 
 def test_a_history_is_read_back_as_it_was_written(tmp_path):
@@ -290,7 +326,12 @@ def test_the_report_is_one_page_and_says_what_is_wrong(tmp_path):
             "committed": 1,
             "aborted": 1,
             "faults": {"kill": 1},
+            "moves": 1,
+            "moves_committed": 1,
+            "moves_aborted": 0,
+            "application_deaths": 1,
             "longest_in_doubt_s": 0.4,
+            "longest_rejoin_s": 2.5,
             "changes_of_leader": 1,
         },
     }
@@ -298,7 +339,9 @@ def test_the_report_is_one_page_and_says_what_is_wrong(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "7 left and 2 moved make 9" in page
     assert "&lt;none&gt;" in page
-    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "it died 1 time" in page
+    for loads in ("http", "<script", "<link", "<img", "@import", "url("):
+        assert loads not in page
     picture = ET.fromstring(timeline(History(events)))
     assert len(picture.findall("rect")) > 3
     assert "kill" in json.dumps([title.text for title in picture.iter("title")])
@@ -327,7 +370,7 @@ def test_a_disk_is_filled_to_the_last_byte(tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--faults", "kill,flood"], "--faults flood: there are kill,pause,cut,slow,disk,clock"),
+        (["--faults", "kill,flood"], "--faults flood: there are kill,lose,pause,cut,slow,disk,clock"),
         (["--faults", ","], "--faults: name some of kill,"),
         (["--minutes", "31"], "at most 30"),
     ],

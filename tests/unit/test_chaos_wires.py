@@ -1,12 +1,16 @@
 """Wires carry everything in order, nothing while they are cut, and in one direction where only the other is."""
 
 import asyncio
+import os
+import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
-from cluster.chaos.wires import Wire
+from cluster.chaos.sockets import owner
+from cluster.chaos.wires import Junction, Wire
 from cluster.ports import HOST, free_ports
 
 
@@ -131,3 +135,45 @@ async def test_who_is_not_there_hangs_up_and_who_breaks_is_broken():
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
             await asyncio.wait_for(reader.readexactly(1), 20)
     server.close()
+
+
+async def test_a_junction_cuts_off_one_of_those_who_share_it():
+    names: dict[int, str | None] = {}
+    async with echo() as port:
+        wires = {name: Wire(name, "service", port) for name in ("n1", "n2")}
+        async with Junction(wires, lambda source, _: names[source]) as junction:
+
+            async def connect(name: str | None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+                with socket.socket() as probe:
+                    probe.bind((HOST, 0))
+                    source = probe.getsockname()
+                names[source[1]] = name
+                return await asyncio.open_connection(HOST, junction.port, local_addr=source)
+
+            (one, to_one), (two, to_two), (stranger, to_none) = [await connect(name) for name in ("n1", "n2", None)]
+            wires["n1"].cut("fault")
+            to_one.write(b"one")
+            to_two.write(b"two")
+            assert await asyncio.wait_for(two.readexactly(3), 20) == b"two"
+            assert (wires["n1"].carried, wires["n2"].carried) == (0, 6)
+            with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+                await asyncio.wait_for(stranger.readexactly(1), 20)
+            wires["n1"].heal("fault")
+            assert await asyncio.wait_for(one.readexactly(3), 20) == b"one"
+            for writer in (to_one, to_two, to_none):
+                writer.transport.abort()
+
+
+async def test_whose_a_connection_is():
+    async with echo() as port, connected(port) as (_, writer):
+        mine, far = (writer.get_extra_info(name)[1] for name in ("sockname", "peername"))
+        other = await asyncio.create_subprocess_exec(sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE)
+        try:
+            assert owner({"other": other.pid, "none": None, "me": os.getpid()}, mine, far) == "me"
+            assert owner({"other": other.pid}, mine, far) is None
+        finally:
+            other.kill()
+            await other.wait()
+        assert owner({"gone": other.pid}, mine, far) is None
+        (unused,) = free_ports(1)
+        assert owner({"me": os.getpid()}, unused, far) is None

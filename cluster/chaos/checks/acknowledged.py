@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from cluster.chaos.history import History
+from cluster.chaos.history import SHOP, History
 
 _SLACK_S: Final = 60.0
 
@@ -10,14 +10,17 @@ _SLACK_S: Final = 60.0
 def acknowledged(history: History) -> list[str]:
     """Compares what clients were told with what nodes and databases have at rest."""
     complaints = []
-    told: dict[str, tuple[str, str, float]] = {}
+    told: dict[str, tuple[str, str, str, float]] = {}
     for asked, answer in history.requests():
         if answer is not None and answer.get("gid") is not None and answer["outcome"] != "unknown":
             outcome = answer["outcome"]
             if answer["gid"] not in told or outcome != "undecided":
-                told[answer["gid"]] = (asked["key"], outcome, answer["at"])
-    if not any(outcome == "committed" for _, outcome, _ in told.values()):
-        complaints.append("nothing was acknowledged: nothing is proved")
+                told[answer["gid"]] = (asked["key"], asked.get("of", SHOP), outcome, answer["at"])
+    complaints += [
+        f"nothing of {sort} was acknowledged: nothing is proved"
+        for sort in history.books
+        if not any(outcome == "committed" for _, of, outcome, _ in told.values() if of == sort)
+    ]
     said: dict[str, dict[str, str]] = {}
     looked_s = 0.0
     for event in history.of("final"):
@@ -25,7 +28,7 @@ def acknowledged(history: History) -> list[str]:
         looked_s = max(looked_s, event["at"])
     marks = history.marks()
     retention_s = history.run["retention_s"]
-    for gid, (key, outcome, at_s) in told.items():
+    for gid, (key, sort, outcome, at_s) in told.items():
         for node in history.nodes:
             found = said.get(gid, {}).get(node)
             if found == "missing":
@@ -37,13 +40,14 @@ def acknowledged(history: History) -> list[str]:
         if outcome == "committed":
             complaints += [
                 f"{key} was told to be committed as {gid}; {participant} has it as {orders.get(key)}"
-                for participant, orders in marks.items()
+                for participant, orders in marks.get(sort, {}).items()
                 if orders.get(key) != gid
             ]
     asked_for = {asked["key"] for asked, _ in history.requests()}
     complaints += [
         f"{participant} has order {order}, which nobody asked for"
-        for participant, orders in marks.items()
+        for found_at in marks.values()
+        for participant, orders in found_at.items()
         for order in orders
         if order not in asked_for
     ]

@@ -34,10 +34,11 @@ def keys(history: History) -> list[str]:
                 complaints.append(f"{key}: {asked['body']} was refused before anybody had asked for anything else")
         if wins:
             named[key] = wins[0][1]["gid"]
-    for participant, orders in history.marks().items():
-        complaints += [
-            f"{key} names {named[key]}, and at {participant} {gid} has placed it"
-            for key, gid in orders.items()
-            if key in named and named[key] != gid
-        ]
+    complaints += [
+        f"{key} names {named[key]}, and at {participant} {gid} has placed it"
+        for marks in history.marks().values()
+        for participant, orders in marks.items()
+        for key, gid in orders.items()
+        if key in named and named[key] != gid
+    ]
     return complaints
