@@ -505,16 +505,28 @@ def _add_chaos_command(commands: "_Commands[argparse.ArgumentParser]") -> None:
         "outlast chaos --minutes 2 --seed 7",
         "outlast chaos --minutes 10 --faults kill,pause,cut --report monday",
     )
-    chaos.add_argument("--minutes", type=_seconds, default=2.0, metavar="N", help="of load and faults (%(default)g)")
-    chaos.add_argument("--seed", type=_positive, default=1, metavar="N", help="what happens when (%(default)s)")
+    chaos.add_argument(
+        "--minutes", type=_seconds, default=2.0, metavar="N", help="of load and faults, at most 30 (%(default)g)"
+    )
+    chaos.add_argument(
+        "--seed",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="what happens when, and what clients ask for (%(default)s)",
+    )
     chaos.add_argument(
         "--faults",
         default="kill,lose,pause,cut,slow,disk,clock",
         metavar="KINDS",
-        help="of %(default)s, which is what happens unless told otherwise",
+        help="some of %(default)s, which is all of them; docs/CHAOS.md says what they are",
     )
-    chaos.add_argument("--rate", type=_seconds, default=20.0, metavar="N", help="orders per second (%(default)g)")
-    chaos.add_argument("--report", type=Path, metavar="DIR", help="an empty or new folder for history and report")
+    chaos.add_argument(
+        "--rate", type=_seconds, default=20.0, metavar="N", help="orders per second, at the most (%(default)g)"
+    )
+    chaos.add_argument(
+        "--report", type=Path, metavar="DIR", help="an empty or new folder for history and report, to keep"
+    )
     _json(chaos)
 
 

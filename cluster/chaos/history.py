@@ -4,13 +4,11 @@ Every line has `at`, seconds since the run began, and `type`:
 
 | type | fields | meaning |
 |---|---|---|
-| `run` | seed, nodes, participants, books, bound_s, retention_s | the first line; `books`: which participants a
-transaction of each sort is to be found at |
+| `run` | seed, nodes, participants, books, bound_s, retention_s | the first line; `books`: participants, by sort |
 | `planned` | fault, kind, target, for_s | a fault that shall happen at `due` |
 | `began`, `ended` | fault, kind, target, parts, links, fired, detail | it did; who is impaired, and which pairs |
 | `calendar` | fault, seen | whether the node whose clock was set has looked at it meanwhile |
-| `asked` | op, client, key, body, node, of | a request is sent; `body` is a short name of what it asks for, `of` the
-sort of transaction: `shop` if it is not there |
+| `asked` | op, client, key, body, node, of | a request is sent; `body` is a short name of what it asks for |
 | `answered` | op, outcome, gid, detail | committed, aborted, undecided, reused (422), unknown |
 | `read` | node, gid, outcome | somebody looked: committed, aborted, undecided, missing, forgotten |
 | `prepared` | participant, gids | its branches that are in doubt now; `gids` null: it does not answer |
@@ -25,6 +23,9 @@ sort of transaction: `shop` if it is not there |
 | `rejoined` | fault, node, after_s | a node that had lost its disk counts again |
 | `lived` | life | the application was started |
 | `note` | text | for people |
+
+There are two sorts of transactions, named by `of`: those of the `shop`, which need not say so, and those that the
+`application` does by itself. Each leaves its mark at every participant that `books` names for its sort.
 """
 
 import json

@@ -63,7 +63,8 @@ def _page(history: History, verdict: Mapping[str, Any]) -> Iterator[str]:
     yield f"<span class='faint'>seed {verdict['seed']}{_length(history)}</span></header>"
     yield from _complaints(verdict)
     yield from _cards(verdict["counts"])
-    yield f"<div class='picture'>{timeline(history)}</div>"
+    if any(True for _ in history.of("run")):
+        yield f"<div class='picture'>{timeline(history)}</div>"
     for what, why in verdict["impossible"].items():
         yield f"<p class='faint'>Not possible on this machine: {html.escape(what)} ({html.escape(why)}).</p>"
     yield from _checks(verdict["complaints"])

@@ -18,7 +18,7 @@ _RIGHT: Final = 24
 _PLOT: Final = 120
 _GAP: Final = 34
 _ROW: Final = 18
-_CHARACTER: Final = 6.3
+_CHARACTER: Final = 6.0
 """Width of one, at the size of labels; rather too much, so that none is cut off."""
 
 _STEPS_S: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600)
@@ -64,7 +64,7 @@ class Scale:
 
 
 def timeline(history: History) -> str:
-    """The picture. It is well-formed XML."""
+    """The picture, of a run that began. It is well-formed XML."""
     last_s = history.events[-1]["at"] if history.events else 0.0
     over_s = next((event["at"] for event in history.of("rest")), last_s)
     scale = Scale(min((event["at"] for event in history.of("run")), default=0.0), over_s + 1.0)
@@ -174,8 +174,8 @@ def _leaders(history: History, scale: Scale, top: int) -> list[str]:
     """Who leads, as a band; where nobody does, an empty frame."""
     shapes = [f"<text class='name' x='12' y='{top + 13}'>leader</text>"]
     changes = [*history.of("leader")]
-    for event, following in zip(changes, [*changes[1:], None], strict=True):
-        until_s = following["at"] if following is not None else scale.end_s
+    ends_s = [*(event["at"] for event in changes[1:]), scale.end_s]
+    for event, until_s in zip(changes, ends_s, strict=False):
         left, wide = scale.x(event["at"]), scale.x(until_s) - scale.x(event["at"])
         if wide <= 0:
             continue

@@ -54,6 +54,13 @@ def _show(verdict: Verdict) -> None:
     counts = verdict.counts
     print(f"{counts['orders']} orders in {counts['requests']} requests: {counts['committed']} committed, ", end="")
     print(f"{counts['aborted']} aborted; {counts['changes_of_leader']} changes of leader")
+    if counts["moves"]:
+        print(
+            f"{counts['moves']} transactions of the application's own: {counts['moves_committed']} committed, ", end=""
+        )
+        print(f"{counts['moves_aborted']} aborted; it died {counts['application_deaths']} times")
+    if counts["longest_rejoin_s"] is not None:
+        print(f"longest until a node that had lost its disk counted again: {counts['longest_rejoin_s']} s")
     longest_s = counts["longest_in_doubt_s"]
     print(f"longest that a branch was in doubt while a majority and its participant were well: {longest_s} s")
     print("faults: " + ", ".join(f"{count} {kind}" for kind, count in sorted(counts["faults"].items())))

@@ -33,6 +33,8 @@ async def test_all_that_can_fail_fails_and_every_promise_is_kept(tmp_path: Path,
     verdict = await run(Options(minutes=MINUTES, seed=seed), report, print)
     assert verdict.ok, json.dumps(verdict.to_plain(), indent=1)
     assert verdict.counts["committed"] > 30
+    assert verdict.counts["moves_committed"] > 0
+    assert verdict.counts["longest_rejoin_s"] is not None
     assert set(verdict.counts["faults"]) == set(KINDS) - set(verdict.impossible)
     assert not (report / "evidence").exists()
     history = History.load(report / "history.jsonl")
@@ -54,6 +56,8 @@ async def test_a_participant_that_acknowledges_and_does_nothing_is_caught(
     # All of it can be looked at.
     assert (report / "evidence" / "cluster" / "n1" / "log.txt").stat().st_size > 0
     assert (report / "evidence" / "shop" / "orders.db").exists()
+    assert (report / "evidence" / "postgres.txt").stat().st_size > 0
+    assert "is at inventory, payments only" in (report / "report.html").read_text()
     assert json.loads((report / "verdict.json").read_text())["ok"] is False
 
 

@@ -1,9 +1,7 @@
 """Every check of a recorded run lets a good history through, and rejects the bad ones that it is there for."""
 
 import copy
-import json
 import random
-import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +12,7 @@ from cluster.chaos import disks
 from cluster.chaos.checks import CHECKS
 from cluster.chaos.history import Event, History, Recorder, few
 from cluster.chaos.plan import KINDS, MAX_AT_ONCE, STEPS_S, Cast, make_plan
-from cluster.chaos.report import write_report
 from cluster.chaos.stage import RETENTION_S
-from cluster.chaos.timeline import timeline
 from cluster.cli import main
 
 NODES = ("n1", "n2", "n3")
@@ -309,42 +305,6 @@ def test_a_history_is_read_back_as_it_was_written(tmp_path):
     assert History.load(tmp_path / "history.jsonl").events == recorder.events
     with pytest.raises(ValueError, match="does not say of which run"):
         _ = History([]).run
-
-
-def test_the_report_is_one_page_and_says_what_is_wrong(tmp_path):
-    events = good()
-    the(events, "sums").update(left=7)
-    verdict = {
-        "seed": 1,
-        "ok": False,
-        "complaints": complaints(events),
-        "trouble": "<none>",
-        "impossible": {"disk": "not root"},
-        "counts": {
-            "orders": 2,
-            "requests": 4,
-            "committed": 1,
-            "aborted": 1,
-            "faults": {"kill": 1},
-            "moves": 1,
-            "moves_committed": 1,
-            "moves_aborted": 0,
-            "application_deaths": 1,
-            "longest_in_doubt_s": 0.4,
-            "longest_rejoin_s": 2.5,
-            "changes_of_leader": 1,
-        },
-    }
-    write_report(tmp_path / "report.html", History(events), verdict)
-    page = (tmp_path / "report.html").read_text()
-    assert "7 left and 2 moved make 9" in page
-    assert "&lt;none&gt;" in page
-    assert "it died 1 time" in page
-    for loads in ("http", "<script", "<link", "<img", "@import", "url("):
-        assert loads not in page
-    picture = ET.fromstring(timeline(History(events)))
-    assert len(picture.findall("rect")) > 3
-    assert "kill" in json.dumps([title.text for title in picture.iter("title")])
 
 
 # ------------------------------------------------------------------------------------------------ disks, command line
