@@ -34,8 +34,9 @@ h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem
 .card, .picture, .complaints { background: var(--card); border: 1px solid var(--edge); border-radius: 8px }
 .card { padding: .6rem .9rem } .card b { display: block; font-size: 1.35rem; line-height: 1.3 }
 .card span { color: var(--faint); font-size: .85rem }
-.complaints { border-color: var(--failed); padding: .7rem 1rem; margin: 1rem 0 } .complaints ul { margin: .3rem 0 0 }
-.complaints strong { color: var(--failed) }
+.complaints { border-color: var(--failed); padding: .4rem 1rem .8rem; margin: 1rem 0 }
+.complaints ul { margin: .1rem 0 0 }
+.complaints p { margin: .45rem 0 0 } .complaints strong { color: var(--failed) }
 .picture { padding: .5rem; overflow-x: auto }
 .picture svg { display: block; width: 100%; min-width: 900px; height: auto }
 table { border-collapse: collapse; width: 100% }

@@ -340,6 +340,12 @@ def test_wrong_usage_is_explained(capsys, words, says):
     assert says in capsys.readouterr().err
 
 
+def test_all_kinds_happen_unless_told_otherwise(capsys):
+    with pytest.raises(SystemExit):
+        main(["chaos", "--help"])
+    assert f"some of {','.join(KINDS)}," in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_report_is_never_written_over(tmp_path, capsys):
     (tmp_path / "something").touch()
     assert main(["chaos", "--report", str(tmp_path)]) == 1
