@@ -19,6 +19,11 @@ _FREE_S: Final = 60.0
 _LEADER_S: Final = 1.0
 _REJOIN_S: Final = 120.0
 _SERVER_S: Final = 60.0
+_RECOVERY_S: Final = 8.0
+"""Recovery here is a matter of milliseconds. PostgreSQL 18 was seen to wait for ever when its startup process had found
+no room, although there was some again."""
+
+_URGES: Final = 0.5
 _LOOK_S: Final = 0.05
 _SEEN_S: Final = 6.0
 """Nodes that lead look at their calendar with every transaction, and with their housekeeping."""
@@ -43,6 +48,7 @@ class Nemesis:
         self._rng = random.Random(f"targets {seed}")
         self.busy: set[str] = set()
         self.lost: str | None = None
+        self._choosing = asyncio.Lock()
 
     async def run(self, began_s: float) -> None:
         """Everything that is planned; on return all of it has ended. `began_s`: of the load, as the recorder counts.
@@ -60,12 +66,11 @@ class Nemesis:
 
     async def _one(self, fault: Fault) -> None:
         until_s = self._recorder.now_s + _FREE_S
-        while (target := await self._target(fault)) is None:
+        while (target := await self._choose(fault)) is None:
             if self._recorder.now_s > until_s:
                 self._note(fault, fault.target, fired=False, detail="everyone was impaired already")
                 return
             await asyncio.sleep(0.1)
-        self.busy.add(target)
         undo: Undo | None = None
         try:
             undo = await self._begin(fault, target)
@@ -98,6 +103,16 @@ class Nemesis:
             fired=fired,
             detail=detail,
         )
+
+    async def _choose(self, fault: Fault) -> str | None:
+        """Who it is, now: nobody else's from here on."""
+        async with self._choosing:
+            target = await self._target(fault)
+            if target is not None:
+                self.busy.add(target)
+                if fault.kind == "lose":
+                    self.lost = target
+            return target
 
     async def _target(self, fault: Fault) -> str | None:
         """Who it is, now; somebody else of the same sort when that one is impaired already."""
@@ -167,7 +182,6 @@ class Nemesis:
     async def _lose(self, fault: Fault, target: str) -> Undo:
         """The node dies, and its disk with it; it comes back empty, and is caught up."""
         cluster = self._stage.cluster
-        self.lost = target
         pid = cluster.process(target).pid
         ran = await cluster.kill(target)
         folder = next(config.data for config in cluster.configs if config.node == target)
@@ -266,11 +280,15 @@ class Nemesis:
 
     async def _disk(self, fault: Fault, target: str) -> Undo:
         disk = self._stage.disks[target]
+        # A database server can do for minutes with the room that its log has taken in advance. So every other time it
+        # is made to begin another file; over a connection that is there, for it takes no others without a disk.
+        urges = target == SERVER and self._rng.random() < _URGES
+        connection = await self._connect() if urges else None
         free = disk.fill()
-        detail = f"not a byte is left of {free >> 10} KiB"
+        detail = f"not a byte is left of {free >> 10} KiB" + (", and its log needs room" if urges else "")
         self._note(fault, target, parts=self._stage.relies_on(target), fired=disk.free_bytes == 0, detail=detail)
-        if target == SERVER:
-            await self._needs_room(fault)
+        if connection is not None:
+            await self._needs_room(fault, connection)
 
         async def clear() -> None:
             disk.clear()
@@ -279,17 +297,30 @@ class Nemesis:
 
         return clear
 
-    async def _needs_room(self, fault: Fault) -> None:
-        """Let the database server begin another file of its log, which it could do without for minutes."""
+    async def _connect(self) -> Any:
+        import asyncpg  # there is a server, so there is this
+
+        return await asyncpg.connect(self._stage.dsns[0], timeout=_SERVER_S, command_timeout=_SERVER_S)
+
+    async def _needs_room(self, fault: Fault, connection: Any) -> None:
+        import asyncpg
+
         try:
-            await self._stage.servers[SERVER].single("SELECT pg_switch_wal()")
-        except ProcessTrouble as error:
-            self._recorder.note("note", text=f"fault {fault.number}: {error}")
+            await connection.execute("SELECT pg_switch_wal()")
+            await connection.execute("SELECT pg_current_xact_id()")
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            self._recorder.note("note", text=f"fault {fault.number}: PostgreSQL says {error}")
+        finally:
+            connection.terminate()
 
     async def _restart_server(self) -> None:
-        """A server without room for its log ends itself. See that it runs. Raises `ProcessTrouble`."""
+        """A server without room for its log ends itself, or is lost in its recovery. See that it runs.
+
+        Raises `ProcessTrouble`.
+        """
         server = self._stage.servers[SERVER]
         until_s = self._recorder.now_s + _SERVER_S
+        lost_s = self._recorder.now_s + _RECOVERY_S
         while True:
             try:
                 if server.pid is None:
@@ -301,6 +332,10 @@ class Nemesis:
                 # It may be about to end, or to recover.
                 if self._recorder.now_s > until_s:
                     raise
+                if self._recorder.now_s > lost_s:
+                    lost_s = until_s
+                    self._tell(f"{SERVER} has not recovered in {_RECOVERY_S:g} s, and is killed")
+                    await server.kill()
                 await asyncio.sleep(_LOOK_S)
             else:
                 return
