@@ -12,7 +12,7 @@ from cluster.chaos import disks
 from cluster.chaos.checks import CHECKS
 from cluster.chaos.history import Event, History, Recorder, few
 from cluster.chaos.plan import KINDS, MAX_AT_ONCE, STEPS_S, Cast, make_plan
-from cluster.chaos.stage import RETENTION_S
+from cluster.chaos.run import RETENTION_S, _bad_lines
 from cluster.cli import main
 
 NODES = ("n1", "n2", "n3")
@@ -255,6 +255,20 @@ def test_what_cannot_be_finished_may_wait(parts: list[str], links: list[list[str
     rest = events.index(the(events, "rest"))
     events[rest:rest] = late
     assert set(complaints(events)) == {"doubt"}
+
+
+def test_a_traceback_in_any_log_is_a_complaint(tmp_path):
+    for name, text in (
+        ("n1", "all is well\n"),
+        ("n2", "INFO x\nTraceback (most recent call last):\n  File ...\n"),
+        ("application", "\nFatal Python error: Aborted\n"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.txt").write_text(text)
+    assert _bad_lines(tmp_path) == [
+        "application/log.txt:2: Fatal Python error: Aborted",
+        "n2/log.txt:2: Traceback (most recent call last):",
+    ]
 
 
 def test_few_says_how_many_more_there_are():
