@@ -18,19 +18,33 @@ from cluster.ports import HOST, free_ports
 async def echo() -> AsyncIterator[int]:
     """A server that sends back what it gets, until it is told that this was all; its port."""
 
+    serving: set[asyncio.Task[None]] = set()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while part := await reader.read(65536):
-            writer.write(part)
-            await writer.drain()
-        writer.write(b"end")
-        writer.close()
-        await writer.wait_closed()
+        task = asyncio.current_task()
+        assert task is not None
+        serving.add(task)
+        try:
+            while part := await reader.read(65536):
+                writer.write(part)
+                await writer.drain()
+            writer.write(b"end")
+            writer.close()
+            await writer.wait_closed()
+        except (OSError, asyncio.CancelledError):
+            pass  # broken on the far side, or the test is over
+        finally:
+            writer.transport.abort()
 
     server = await asyncio.start_server(serve, HOST, 0)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving)
+        await asyncio.sleep(0)  # what was aborted is closed in the loop's next round
 
 
 @asynccontextmanager
