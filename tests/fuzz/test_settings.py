@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cluster.layout import Row, Running, read_running
 from cluster.process import Identity, ProcessTrouble
 from coordinator.config import ConfigError, NodeConfig
+from coordinator.levels import NEWEST
 from participants.arguments import read_dsn, read_tokens
 from participants.settings import ServerSettings, SettingsError
 from tests.fuzz import HUNT, examples
@@ -87,7 +88,8 @@ def makes(plain: dict[str, Any], of: Callable[..., NodeConfig] = NodeConfig.of) 
 def check_sound(config: NodeConfig) -> None:
     """All is of its type, and can be counted with."""
     assert config.me.id == config.node
-    for section in (config.limits, config.timing, config.compatibility):
+    assert 1 <= config.compatibility.announced <= NEWEST
+    for section in (config.limits, config.timing):
         for name, value in asdict(section).items():
             assert type(value) in (int, float), name
             assert 0 < value < 2**63, name
