@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 import uuid
@@ -28,6 +27,7 @@ from participants.server import start
 from participants.settings import ServerSettings
 from tests.integration.prepared_contract import Bench, PreparedContract, acked, prepared
 from tests.integration.world import eventually
+from tests.support.breaking import Breaking
 
 pytest_plugins = ["tests.support.postgres"]
 
@@ -154,63 +154,12 @@ async def brisk(dsn):
         yield bench
 
 
-class Breaking:
-    """A socket before the server's own, which breaks a connection when it sees some words."""
-
-    def __init__(self, dsn):
-        folder = dsn.partition("host=")[2].partition("&")[0]
-        self._server_path = f"{folder}/.s.PGSQL.5432"
-        self._folder = server_folder("outlast-br-")
-        self.dsn = dsn.replace(folder, quote(str(self._folder), safe="/"))
-        self._words, self._reaches, self.broke = None, False, False
-        self._tasks = set()
-
-    def at(self, words, *, reaches):
-        """The next message with `words` breaks its connection, before or after the server has it."""
-        self._words, self._reaches, self.broke = words, reaches, False
-
-    async def __aenter__(self):
-        self._listening = await asyncio.start_unix_server(self._accept, self._folder / ".s.PGSQL.5432")
-        return self
-
-    async def __aexit__(self, *_):
-        self._listening.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        shutil.rmtree(self._folder)
-
-    async def _accept(self, reader, writer):
-        self._tasks.add(asyncio.current_task())
-        up_reader, up_writer = await asyncio.open_unix_connection(self._server_path)
-        back = asyncio.create_task(self._pipe(up_reader, writer))
-        self._tasks.add(back)
-        try:
-            while data := await reader.read(65536):
-                if self._words is not None and self._words in data:
-                    self._words, self.broke = None, True
-                    if self._reaches:
-                        # No answer comes back, but the server has heard it.
-                        back.cancel()
-                        await asyncio.wait([back])
-                        up_writer.write(data)
-                        await up_writer.drain()
-                        await up_reader.read(1)
-                    break
-                up_writer.write(data)
-                await up_writer.drain()
-        except ConnectionError:
-            pass  # one end is gone, and so is the other
-        finally:
-            writer.close()
-            up_writer.close()
-            back.cancel()
-
-    async def _pipe(self, reader, writer):
-        with contextlib.suppress(ConnectionError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
+@contextlib.asynccontextmanager
+async def breaking_before(dsn):
+    """A socket before the server's own that can break connections, and the DSN of whoever is to go through it."""
+    folder = dsn.partition("host=")[2].partition("&")[0]
+    async with Breaking(Path(folder) / ".s.PGSQL.5432") as breaking:
+        yield breaking, dsn.replace(folder, quote(str(breaking.path.parent), safe="/"))
 
 
 class TestPostgres(PreparedContract):
@@ -605,7 +554,7 @@ async def test_what_is_prepared_without_its_marker_after_an_abort_is_rolled_back
 
 @pytest.mark.parametrize("reaches", [True, False])
 async def test_a_connection_that_breaks_during_the_prepare_leaves_it_unknown_until_one_looks(dsn, tmp_path, reaches):
-    async with Breaking(dsn) as breaking, bench_on(dsn, through=breaking.dsn) as bench:
+    async with breaking_before(dsn) as (breaking, through), bench_on(dsn, through=through) as bench:
         gid = bench.gid()
         breaking.at(b"PREPARE TRANSACTION", reaches=reaches)
         with pytest.raises(Unavailable, match="the connection was lost while the branch was prepared"):
