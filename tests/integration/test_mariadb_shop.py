@@ -1,16 +1,13 @@
 """The shop on MariaDB, with real processes: the leader, the participants and the server are killed under load."""
 
 import asyncio
-import json
 from pathlib import Path
 
 import pytest
 
-from coordinator.protocol.messages import Abort, Acked, Commit, Prepare, Prepared, Stamp
-from participants.manager import Envelope
-from participants.shop import SERVICES, audit, inventory, orders, payments
-from participants.shop.places import put_on_server
-from tests.integration.shop_world import APART, ShopWorld, decision_of
+from participants.shop import SERVICES, audit
+from tests.integration.shop_on_server import ServerShop, Till, check_kills, check_till
+from tests.integration.shop_world import APART
 from tests.integration.world import eventually
 from tests.support.mariadb import connect
 
@@ -28,17 +25,12 @@ async def shop_dsns(mariadb, mariadb_database):
     return dsns
 
 
-class MariaDbShop(ShopWorld):
-    """The shop, with all three databases on one server."""
+class MariaDbShop(ServerShop):
+    """What the server itself shows, too."""
 
     def __init__(self, folder: Path, server, dsns: dict[str, str], *, seed: int) -> None:
-        super().__init__(folder, seed=seed)
-        self.server, self.dsns = server, dsns
-
-    def lay_out(self) -> None:
-        for name, dsn in self.dsns.items():
-            put_on_server(self.books, name, dsn)
-        super().lay_out()
+        super().__init__(folder, dsns, seed=seed)
+        self.server = server
 
     async def listed(self):
         connection = await connect(self.server, "mysql")
@@ -53,50 +45,8 @@ class MariaDbShop(ShopWorld):
 
 
 async def test_the_operations_and_the_audit(tmp_path, shop_dsns, mariadb):
-    for name, dsn in shop_dsns.items():
-        put_on_server(tmp_path, name, dsn)
-    for _ in range(2):  # what is there stays as it is
-        inventory.seed(tmp_path, {"tea": 10})
-        payments.seed(tmp_path, {"ann": 1000})
-        orders.seed(tmp_path)
-    managers = {name: service.manager(tmp_path) for name, service in SERVICES.items()}
-
-    async def send(name, message):
-        (answer,) = await managers[name].handle([Envelope(message, Stamp(epoch=1))])
-        return answer
-
-    async def order(gid, decision, **ids):
-        goods, money = {"sku": "tea", "quantity": 2}, {"account": "ann", "amount_cents": 250}
-        payloads = {
-            "inventory": {"op": "reserve", **goods},
-            "payments": {"op": "charge", **money},
-            "orders": {"op": "place", **goods, **money},
-        }
-        votes = [
-            await send(name, Prepare(gid=gid, branch=name, payload=json.dumps({**payload, **ids}).encode()))
-            for name, payload in payloads.items()
-        ]
-        for name in SERVICES if decision is not None else ():
-            assert await send(name, decision(gid=gid, branch=name)) == Acked(gid=gid, branch=name)
-        return votes
-
-    for manager in managers.values():
-        await manager.open()
-    votes = await order("shop-1-1", Commit, order_id="A-17")
-    assert [json.loads(vote.result) for vote in votes if isinstance(vote, Prepared)] == [
-        {"available": 8},
-        {"balance_cents": 750},
-        {"order_id": "A-17"},
-    ]
-    votes = await order("shop-1-2", Abort, order_id="A-17")
-    assert [vote.reason for vote in votes] == ["duplicate_order"] * 3
-    await order("shop-1-3", None)
-    report = audit(tmp_path)
-    assert (report.ok, report.orders, report.sold, report.charged_cents, report.in_doubt) == (True, 1, 2, 250, 3)
-    for name in SERVICES:
-        await send(name, Abort(gid="shop-1-3", branch=name))
-    for manager in managers.values():
-        await manager.close()
+    async with Till(tmp_path, shop_dsns) as till:
+        await check_till(till)
     # Known bad: books that do not add up.
     connection = await connect(mariadb, shop_dsns["orders"].partition("?")[0].rpartition("/")[2])
     await connection.run("DELETE FROM purchase")
@@ -107,32 +57,11 @@ async def test_the_operations_and_the_audit(tmp_path, shop_dsns, mariadb):
 @pytest.mark.long
 async def test_no_order_is_lost_or_torn_when_leader_and_participants_are_killed(tmp_path, mariadb, shop_dsns):
     async with MariaDbShop(tmp_path, mariadb, shop_dsns, seed=21) as world:
-        async with world.load(clients=4):
-            await world.told(30)
-            # A branch is prepared, its decision is taken and held back, and everybody who knows of it dies.
-            order, branches = world.checkout(APART, APART)
-            hold = world.taps["payments"].hold(decision_of(world, order))
-            told = await world.ask(order, branches)
-            await hold.wait()
-            assert told.decision == "commit"
-            assert told.gid in await world.prepared("payments")
-            assert any(told.gid in row[3] for row in await world.listed())
-            await world.kill_service("payments")
-            leader = await world.cluster.wait_for_leader()
-            await world.cluster.kill(leader.node)
-            hold.drop()
-            await world.new_leader(leader)
-            await world.start_service("payments")
 
-            async def resolved() -> bool:
-                return told.gid not in await world.prepared("payments")
+        async def listed(gid: str) -> bool:
+            return any(gid in row[3] for row in await world.listed())
 
-            await eventually(resolved, "the branch in doubt is resolved")
-            await world.kill_service("inventory")
-            await world.start_service("inventory")
-            await world.cluster.start_node(leader.node)
-            await world.told(30)
-        await world.verify()
+        await check_kills(world, listed)
 
 
 async def test_a_participant_killed_while_its_prepare_waits_leaves_nothing(tmp_path, mariadb, shop_dsns):
