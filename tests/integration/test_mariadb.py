@@ -20,7 +20,7 @@ from participants.settings import ServerSettings
 from tests.integration.prepared_contract import Bench, PreparedContract, acked, prepared
 from tests.integration.world import eventually
 from tests.support.breaking import Breaking
-from tests.support.mariadb import connect, new_server
+from tests.support.mariadb import connect, innodb_shows, new_server
 
 RESET_CONNECTION = 0x1F
 
@@ -61,12 +61,18 @@ async def sql(branch: MariaDbBranch, statements: list) -> None:
         await branch.execute(statement)
 
 
+held = set()
+"""The first accounts of those that `hold` two."""
+
+
 @operations.operation("hold")
 async def hold(branch: MariaDbBranch, account: str, other: str) -> None:
-    """Two accounts, one after the other."""
-    for name in (account, other):
-        await branch.execute("UPDATE account SET balance = balance + 1 WHERE name = %s", (name,))
-        await asyncio.sleep(0.2)
+    """Two accounts, the second when somebody holds it."""
+    raised = "UPDATE account SET balance = balance + 1 WHERE name = %s"
+    await branch.execute(raised, (account,))
+    held.add(account)
+    await eventually(lambda: other in held, f"somebody holds {other}")
+    await branch.execute(raised, (other,))
 
 
 class MariaDbBench(Bench):
@@ -187,6 +193,7 @@ async def test_a_lock_that_another_branch_holds_is_a_retryable_refusal(mariadb, 
 
 async def test_a_deadlock_is_a_retryable_refusal_of_one_of_the_two(bench):
     gids = [bench.gid(), bench.gid()]
+    held.clear()
     answers = await asyncio.gather(
         bench.prepare(gids[0], op="hold", account="ann", other="bob"),
         bench.prepare(gids[1], op="hold", account="bob", other="ann"),
@@ -363,16 +370,23 @@ async def test_the_same_branch_of_another_database_is_left_alone(bench, mariadb)
 
 async def test_branches_of_strangers_are_left_alone(bench):
     stranger = await bench.connect()
+    ids = [stranger.id]
     names = ("'shop-1-1'", "'shop-1-1_abcdefg_5','b'", "X'ff00','b'", f"'shop-1-1_{'x' * 40}','b'")
     for name in names:
         await stranger.run(f"XA START {name}", "INSERT INTO account VALUES (UUID_SHORT(), 1)", f"XA END {name}")
         await stranger.run(f"XA PREPARE {name}")
         await stranger.close()
         stranger = await bench.connect()
+        ids.append(stranger.id)
     assert await bench.restart() == []
     assert len(await bench.sql("XA RECOVER")) == len(names)
     await stranger.close()
-    await asyncio.sleep(0.3)
+    owned = f"trx_mysql_thread_id IN ({', '.join(map(str, ids))})"
+
+    async def nobody_s():
+        return not await innodb_shows(bench.other, owned)
+
+    await eventually(nobody_s, "the strangers have let go")
     for name in names:
         await bench.sql(f"XA ROLLBACK {name}")
 
@@ -615,10 +629,7 @@ async def test_unfit_settings_are_named_with_what_helps():
         await bench.restart()
         # Nothing is promised any more once the server may forget it; what was promised is kept.
         await bench.sql("SET GLOBAL innodb_flush_log_at_trx_commit = 2")
-        await asyncio.sleep(0.02)
-        answer = await bench.prepare(refused := bench.gid(), op="pay", account="bob", amount=1)
-        assert isinstance(answer, Refused)
-        assert answer.reason.startswith("unfit_server")
+        refused = await noticed(bench, "unfit_server")
         assert await bench.commit(gid) == acked(gid)
         await bench.sql("SET GLOBAL innodb_flush_log_at_trx_commit = 1")
         assert isinstance(await bench.prepare(again := bench.gid(), op="pay", account="bob", amount=1), Prepared)
@@ -631,6 +642,21 @@ async def test_unfit_settings_are_named_with_what_helps():
         server.remove()
 
 
+async def noticed(bench, what):
+    """The gid of the first transaction that is refused for it; those before are aborted."""
+
+    async def refused():
+        answer = await bench.prepare(gid := bench.gid(), op="pay", account="bob", amount=1)
+        if isinstance(answer, Refused):
+            assert answer.reason.startswith(what)
+            return gid
+        assert isinstance(answer, Prepared)
+        assert await bench.abort(gid) == acked(gid)
+        return None
+
+    return await eventually(refused, what)
+
+
 async def test_tables_that_do_not_roll_back_are_unfit(mariadb, mariadb_database):
     bench = MariaDbBench(mariadb, mariadb_database, tables_every_s=0.01)
     bench.other = await bench.connect()
@@ -641,10 +667,7 @@ async def test_tables_that_do_not_roll_back_are_unfit(mariadb, mariadb_database)
     assert isinstance(await bench.prepare(bench.gid()), Prepared)
     # And one that is made later is found by and by.
     await bench.sql("CREATE TABLE late(i int) ENGINE=Aria")
-    await asyncio.sleep(0.02)
-    answer = await bench.prepare(bench.gid(), op="pay", account="bob", amount=1)
-    assert isinstance(answer, Refused)
-    assert answer.reason.startswith("unfit_tables")
+    await noticed(bench, "unfit_tables")
     await bench.sql("ALTER TABLE late ENGINE = InnoDB")
     assert isinstance(await bench.prepare(bench.gid(), op="pay", account="bob", amount=1), Prepared)
     await emptied(bench)

@@ -10,7 +10,7 @@ import asyncmy
 import pytest
 
 from tests.integration.world import eventually
-from tests.support.mariadb import Connection, connect, new_server
+from tests.support.mariadb import Connection, connect, innodb_shows, new_server
 
 pytest_plugins = ["tests.support.mariadb_fixtures"]
 
@@ -51,13 +51,13 @@ class Ground:
         self.other = await self.connect()
 
     async def let_go(self, connection):
-        """Close it, and wait until InnoDB shows no transaction of it any more; in a way that a test has time for."""
+        """Close it, and wait until InnoDB shows no transaction of it any more."""
         await connection.close()
+        await self.nobody_s(connection)
 
+    async def nobody_s(self, connection):
         async def gone():
-            await asyncio.sleep(0.15)
-            shown = "SELECT 1 FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = "
-            return not await self.other.run(f"{shown}{connection.id}")
+            return not await innodb_shows(self.other, f"trx_mysql_thread_id = {connection.id}")
 
         await eventually(gone, "the owner has let go")
 
@@ -141,9 +141,7 @@ async def test_resetting_the_owner_s_connection_makes_a_commit_that_does_nothing
 
 async def test_innodb_shows_whose_a_transaction_is_and_when_nobody_s(ground):
     owner = await ground.prepared("g", CHANGE)
-    await asyncio.sleep(0.15)  # what it shows is a copy, which is made anew only after a tenth of a second
-    shown = await ground.other.run("SELECT trx_mysql_thread_id FROM information_schema.innodb_trx")
-    assert (owner.id,) in shown
+    await eventually(lambda: innodb_shows(ground.other, f"trx_mysql_thread_id = {owner.id}"), "it is the owner's")
     await ground.let_go(owner)
     assert (0,) in await ground.other.run("SELECT trx_mysql_thread_id FROM information_schema.innodb_trx")
     await ground.other.run("XA ROLLBACK 'g'")
@@ -207,7 +205,8 @@ async def test_a_deadlock_leaves_nothing_to_be_prepared(ground):
     await other.run("BEGIN", "UPDATE t SET v = v + 1 WHERE id IN (2, 3)", "UPDATE t SET v = v + 1 WHERE id IN (2, 3)")
     await one.run("XA START 'g'", CHANGE)
     waiting = asyncio.create_task(other.run(CHANGE))
-    await asyncio.sleep(0.1)
+    held_up = f"trx_state = 'LOCK WAIT' AND trx_mysql_thread_id = {other.id}"
+    await eventually(lambda: innodb_shows(ground.other, held_up), "the other waits")
     assert await one.error("UPDATE t SET v = 9 WHERE id = 2") == 1213
     assert await one.error("XA END 'g'") == 1399
     assert await one.error("XA PREPARE 'g'") == 1399
@@ -342,7 +341,7 @@ async def waiting_prepare(ground, name):
 
 
 async def test_a_prepare_outlives_its_client(ground):
-    _, backup = await waiting_prepare(ground, "g")
+    worker, backup = await waiting_prepare(ground, "g")
     assert await ground.other.error("XA ROLLBACK 'g'") == 1397, "unknown, and yet it will be prepared"
     assert await ground.listed() == []
     await backup.run("UNLOCK TABLES")
@@ -351,7 +350,7 @@ async def test_a_prepare_outlives_its_client(ground):
         return await ground.listed() == ["g"]
 
     await eventually(there, "the orphan appears")
-    await asyncio.sleep(0.3)
+    await ground.nobody_s(worker)
     await ground.other.run("XA ROLLBACK 'g'")
 
 

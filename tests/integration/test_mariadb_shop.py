@@ -101,7 +101,6 @@ async def test_no_order_is_lost_or_torn_when_the_server_is_killed(tmp_path, mari
         async with world.load(clients=4):
             await world.told(20)
             await mariadb.kill()
-            await asyncio.sleep(0.2)
             await mariadb.start()
             await world.told(20)
         await world.verify()

@@ -1,5 +1,7 @@
 """MariaDB servers for tests, and plain connections with them."""
 
+import asyncio
+
 import asyncmy
 import pytest
 
@@ -31,6 +33,16 @@ class Connection:
 
     async def close(self):
         await self.raw.ensure_closed()
+
+
+_LOOK_S = 0.15
+"""What InnoDB shows of its transactions is a copy, made anew only when nobody has looked for a tenth of a second."""
+
+
+async def innodb_shows(connection, condition):
+    """Whether it shows a transaction with that; looks once, when there is something new to be seen."""
+    await asyncio.sleep(_LOOK_S)
+    return bool(await connection.run(f"SELECT 1 FROM information_schema.innodb_trx WHERE {condition}"))
 
 
 async def connect(server, database):
