@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from coordinator.codec import MAX_NESTING, json_value, nested_too_deeply
 from coordinator.config import ConfigError, is_loopback
 
 MAX_ANSWER_BYTES: Final = 16 << 20
@@ -234,7 +235,8 @@ def trusting(ca: Path) -> ssl.SSLContext:
 
 def _parsed(text: bytes) -> Any:
     try:
-        return json.loads(text)
+        # What is nested more deeply is none of ours, and could not be shown.
+        return text.decode(errors="replace") if nested_too_deeply(text, 2 * MAX_NESTING) else json_value(text)
     except ValueError:
         return text.decode(errors="replace")
 

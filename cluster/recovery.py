@@ -7,7 +7,7 @@ cluster by the same way.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import Final
 
 from cluster.process import ProcessTrouble
 from cluster.replication.disk import FolderLocked
-from cluster.replication.log import CannotStart
+from cluster.replication.log import CannotStart, NeedsNewer
 from cluster.replication.offline import Offline, has_log, read_committed
+from coordinator.codec import Newer
 from coordinator.config import NodeConfig
 from coordinator.copies import CopyHeader, cut, written
 from coordinator.generation import of_folder
@@ -57,6 +58,31 @@ class Remains:
         )
 
 
+class _Wary:
+    """A ledger that looks at a snapshot as at a copy from elsewhere: into each row, as no start of a node has time to.
+
+    What is left of a lost cluster has seen better days, and whatever comes of it has to be restored elsewhere anyway.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def apply(self, command: bytes) -> object:
+        return self._ledger.apply(command)
+
+    def restore(self, pieces: Iterable[bytes]) -> Callable[[], object]:
+        """Raises `Malformed`, `NeedsNewer`."""
+        held = list(pieces)
+        put = self._ledger.restore(held)
+        looked = Ledger(self._ledger.cluster)
+        try:
+            for piece in held:
+                looked.feed(piece, foreign=True)
+        except Newer as error:
+            raise NeedsNewer(f"the snapshot holds {error}") from error
+        return put
+
+
 def examine(config: NodeConfig) -> Remains:
     """Read what is left of one node. Raises `ProcessTrouble` when it runs; blocks."""
     folder = config.data / "log"
@@ -65,7 +91,7 @@ def examine(config: NodeConfig) -> Remains:
     ledger = Ledger(config.cluster)
     try:
         generation = of_folder(config.data)
-        log = read_committed(folder, ledger)
+        log = read_committed(folder, _Wary(ledger))
         if generation > 1 and not ledger.epoch_base:
             # Taken for a whole history, it would make everything aborted that the copy says is committed.
             return Remains(config=config, trouble="it still waited for its copy, and knows of no transaction")

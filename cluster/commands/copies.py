@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from cluster.answers import reconciliation
 from cluster.calls import Answer, Caller, NotConnected, Unreachable, Unverified
 from cluster.cli import FAILED, OK, UNKNOWN, USAGE, complain, print_json
 from cluster.commands.tx import with_nodes
@@ -208,7 +209,7 @@ async def _is_fresh(caller: Caller) -> bool:
         answer = await caller.anywhere("GET", "/v1/reconciliation", within_s=_LEADER_S)
     except Unreachable:
         return False
-    return answer.status == 200 and answer.body.get("fresh") is True
+    return answer.status == 200 and isinstance(answer.body, dict) and answer.body.get("fresh") is True
 
 
 async def found_out(caller: Caller, within_s: float) -> dict[str, Any]:
@@ -218,7 +219,7 @@ async def found_out(caller: Caller, within_s: float) -> dict[str, Any]:
         answer = await caller.anywhere("GET", "/v1/reconciliation", within_s=_LEADER_S)
         if answer.status != 200:
             raise Unreachable(answer.trouble)
-        found: dict[str, Any] = answer.body
+        found = reconciliation(answer)
         if not found["open"] or time.monotonic() > deadline_s:
             return found
         await asyncio.sleep(_PAUSE_S)
@@ -234,7 +235,7 @@ async def _leave_out(arguments: argparse.Namespace, caller: Caller) -> int:
     answer = await caller.anywhere("PUT", "/v1/reconciliation", body=body, within_s=_LEADER_S)
     if answer.status != 200:
         return complain(answer.trouble, FAILED)
-    _show_status(arguments, answer.body)
+    _show_status(arguments, reconciliation(answer))
     return OK
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 
+from cluster.answers import NotANode, page, participant, transaction
 from cluster.calls import Answer, Caller, NotConnected, Unreachable, Unverified
 from cluster.cli import FAILED, OK, UNKNOWN, USAGE, complain, print_json
 from cluster.layout import read_running
@@ -140,7 +141,7 @@ async def _submit(arguments: argparse.Namespace, caller: Caller) -> int:
     )
     if answer.status not in (200, 202):
         return _refused(arguments, answer)
-    txn = answer.body
+    txn = transaction(answer)
     _show(arguments, txn)
     if txn["decision"] == "commit":
         return OK if body.get("wait") != "ended" or answer.status == 200 else _not_yet(txn)
@@ -220,8 +221,9 @@ async def _show_one(arguments: argparse.Namespace, caller: Caller) -> int:
     )
     if answer.status not in (200, 202):
         return _refused(arguments, answer)
-    _show(arguments, answer.body)
-    return OK if answer.status == 200 else _not_yet(answer.body)
+    txn = transaction(answer)
+    _show(arguments, txn)
+    return OK if answer.status == 200 else _not_yet(txn)
 
 
 def listing(arguments: argparse.Namespace) -> int:
@@ -240,8 +242,8 @@ async def _list(arguments: argparse.Namespace, caller: Caller) -> int:
         answer = await caller.anywhere("GET", path, within_s=_PATIENCE_S)
         if answer.status != 200:
             return _refused(arguments, answer)
-        found += answer.body["transactions"]
-        after = answer.body.get("next")
+        rows, after = page(answer)
+        found += rows
         if after is None or len(found) >= arguments.limit:
             break
     if arguments.json:
@@ -266,7 +268,7 @@ async def _abort(arguments: argparse.Namespace, caller: Caller) -> int:
     answer = await caller.anywhere("POST", path, within_s=_PATIENCE_S)
     if answer.status not in (200, 202):
         return _refused(arguments, answer)
-    txn = answer.body
+    txn = transaction(answer)
     _show(arguments, txn)
     if txn["decision"] == "abort":
         return OK
@@ -289,8 +291,10 @@ async def _resolve(arguments: argparse.Namespace, caller: Caller) -> int:
     answer = await caller.anywhere("POST", f"{path}/resolve", body=body, within_s=_PATIENCE_S)
     if answer.status != 200:
         return _refused(arguments, answer)
-    txn = answer.body
-    branch = next(branch for branch in txn["branches"] if branch["branch"] == arguments.branch)
+    txn = transaction(answer)
+    branch = next((branch for branch in txn["branches"] if branch["branch"] == arguments.branch), None)
+    if branch is None:
+        raise NotANode(f"what answers is not a node: {txn['gid']} is shown without the branch {arguments.branch}")
     if not arguments.tell:
         _show(arguments, txn)
         if not arguments.json:
@@ -304,7 +308,7 @@ async def _tell(arguments: argparse.Namespace, caller: Caller, txn: dict[str, An
     answer = await caller.anywhere("GET", f"/v1/participants/{name}", within_s=_PATIENCE_S)
     if answer.status != 200:
         return _refused(arguments, answer)
-    url = str(answer.body["url"])
+    url = str(participant(answer)["url"])
     body = {"gid": txn["gid"], "branch": arguments.branch, "epoch": txn["epoch"]}
     told: dict[str, Any] = {"participant": name, "status": None, "state": None, "trouble": None}
     try:
@@ -345,7 +349,7 @@ async def _acknowledge(arguments: argparse.Namespace, caller: Caller) -> int:
     answer = await caller.anywhere("POST", path, within_s=_PATIENCE_S)
     if answer.status != 200:
         return _refused(arguments, answer)
-    _show(arguments, answer.body)
+    _show(arguments, transaction(answer))
     return OK
 
 
@@ -389,7 +393,7 @@ def awaited(each: dict[str, Any]) -> str:
         case "operator":
             return f"an operator: {each['participant']} says that its branch is {each['trouble']}, against the decision"
         case what:
-            words = {"vote": "the vote", "ack": "the acknowledgement"}[what]
+            words = {"vote": "the vote", "ack": "the acknowledgement"}.get(what, what)
             down = f", which has not answered since {each['down_since']}" if each["down_since"] else ""
             trouble = f": {each['trouble']}" if each["trouble"] else ""
             return f"{words} of {each['participant']} (branch {each['branch']}){down}{trouble}"

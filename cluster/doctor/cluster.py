@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote
 
+from cluster.answers import NODE, PAGE, PARTICIPANTS, TRANSACTION, Shape, fits
 from cluster.calls import Answer, Caller, Unreachable
 from cluster.commands.tx import awaited
 from cluster.doctor.findings import Finding, InFlight, Report, Restart, Severity, Unseen, lasting, seconds_of
@@ -73,14 +74,14 @@ async def look(caller: Caller) -> ClusterFacts:
         except Unreachable as error:
             node.trouble = str(error)
         else:
-            if answer.status == 200 and isinstance(answer.body, dict) and "nodes" in answer.body:
+            if answer.status == 200 and fits(answer.body, NODE):
                 node.says = answer.body
                 fresh += [str(row["url"]).rstrip("/") for row in answer.body["nodes"]]
             else:
-                node.trouble = answer.trouble
+                node.trouble = answer.trouble if answer.status != 200 else "what answers there is not a node"
         facts.nodes.append(node)
     try:
-        facts.participants = (await _get(caller, facts, "/v1/participants"))["participants"]
+        facts.participants = (await _get(caller, facts, "/v1/participants", PARTICIPANTS))["participants"]
         facts.unfinished = []
         for state in _UNFINISHED:
             rows, more = await _pages(caller, facts, f"state={state}")
@@ -92,7 +93,7 @@ async def look(caller: Caller) -> ClusterFacts:
     return facts
 
 
-async def _get(caller: Caller, facts: ClusterFacts, path: str) -> dict[str, Any]:
+async def _get(caller: Caller, facts: ClusterFacts, path: str, shape: Shape) -> dict[str, Any]:
     last = "no node answers"
     for node in facts.nodes:
         if node.says is None:
@@ -102,9 +103,10 @@ async def _get(caller: Caller, facts: ClusterFacts, path: str) -> dict[str, Any]
         except Unreachable as error:
             last = str(error)
             continue
-        if answer.status == 200 and isinstance(answer.body, dict):
-            return answer.body
-        last = answer.trouble
+        if answer.status == 200 and fits(answer.body, shape):
+            found: dict[str, Any] = answer.body
+            return found
+        last = answer.trouble if answer.status != 200 else f"{path} is answered with something else"
     raise _Silent(last)
 
 
@@ -113,9 +115,9 @@ async def _pages(caller: Caller, facts: ClusterFacts, query: str) -> tuple[list[
     after: str | None = None
     for _ in range(_PAGES_MAX):
         more = f"&after={quote(after)}" if after is not None else ""
-        body = await _get(caller, facts, f"/v1/transactions?{query}&limit={_PAGE}{more}")
+        body = await _get(caller, facts, f"/v1/transactions?{query}&limit={_PAGE}{more}", PAGE)
         rows += body["transactions"]
-        after = body["next"]
+        after = body.get("next")
         if after is None:
             return rows, False
     return rows, True
@@ -158,6 +160,8 @@ async def look_up(caller: Caller, facts: ClusterFacts, gids: Iterable[str]) -> d
 
 def _standing(answer: Answer) -> Standing | None:
     if answer.status == 200:
+        if not fits(answer.body, TRANSACTION):
+            return None
         txn = answer.body
         resolved = {row["branch"]: row["resolved"]["outcome"] for row in txn["branches"] if "resolved" in row}
         kind = Kind.IN_FLIGHT if txn["decision"] is None else Kind.DECIDED

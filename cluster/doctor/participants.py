@@ -5,8 +5,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from cluster.answers import Shape, fits, printable
 from cluster.calls import Answer, Caller, Unreachable, Unverified
 from cluster.doctor.findings import Finding, Report, Severity, Unseen
 from cluster.doctor.standing import PreparedBranch, Standing, standing_of
@@ -14,6 +15,8 @@ from cluster.doctor.standing import judge as judge_branch
 
 _PATIENCE_S: Final = 5.0
 _SHOWN: Final = 200
+_LAST_S: Final = 253_402_300_799
+"""The end of the year 9999."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,9 +52,19 @@ async def _look(caller: Caller, name: str, url: str) -> ParticipantFacts:
     if answer.status != 200 or not isinstance(body, dict) or not isinstance(body.get("branches"), list):
         facts.trouble = answer.trouble
         return facts
-    facts.branches = [row for row in body["branches"] if isinstance(row, dict) and "gid" in row and "branch" in row]
-    facts.total = int(body.get("total", len(facts.branches)))
+    rows, total = body["branches"], body.get("total", len(body["branches"]))
+    if not all(fits(row, _ROW) for row in rows) or type(total) is not int:
+        facts.trouble = "GET /branches was answered with something else among the branches"
+        return facts
+    facts.branches, facts.total = rows, total
     return facts
+
+
+def _is_age(value: object) -> bool:
+    return value is None or (type(value) in (int, float) and 0 <= cast("float", value) <= _LAST_S)
+
+
+_ROW: Final[Shape] = {"gid": printable, "branch": printable, "prepared_at?": _is_age}
 
 
 def judge(
@@ -81,7 +94,7 @@ def judge(
             name=f"branch {name} of {gid}",
             gid=gid,
             branch=name,
-            age_s=facts.now - at if isinstance(at, int | float) else None,
+            age_s=None if at is None else facts.now - at,
             ending={},
         )
         found = judge_branch(branch, standing_of(gid, cluster, known), limit_s=limit_s)

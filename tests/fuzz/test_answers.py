@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from cluster import answers, cli
+from cluster.calls import Answer, Caller, _parsed
+from cluster.cli import main
+from cluster.commands import doctor, tx
+from cluster.doctor import participants
 from coordinator import inquiry
 from coordinator.codec import JSON_TYPE, MSGPACK_TYPE, Malformed, answer_from_wire, batch_from_bytes, json_bytes
 from coordinator.commands import encode_command
@@ -294,4 +300,150 @@ def test_a_careless_inquiry_is_found(kind: type[_Inquiry], error: type[Exception
         finds_out(said, kind)
 
     with pytest.raises(error):
+        hunt()
+
+
+# ------------------------------------------------------------------------------------------------ what nodes say
+
+BRANCH = {"branch": "stock", "participant": "stock", "state": "committed", "reason": None, "result": {"left": 1}}
+WAITING = {"for": "ack", "branch": "pay", "participant": "pay", "trouble": "silent", "down_since": "2026-01-01"}
+TXN: dict[str, Any] = {
+    "gid": "m-1-1",
+    "protocol": "2pc",
+    "state": "committing",
+    "decision": "commit",
+    "reason": None,
+    "retryable": False,
+    "epoch": 1,
+    "branches": [
+        BRANCH,
+        {**BRANCH, "branch": "pay", "heuristic": "aborted", "reason": "no"},
+        {**BRANCH, "branch": "b", "resolved": {"outcome": "commit", "at": "2026-01-01T00:00:00Z", "note": "by hand"}},
+    ],
+    "started_at": "2026-01-01T00:00:00Z",
+    "decided_at": "2026-01-01T00:00:01Z",
+    "ended_at": None,
+    "waiting_for": [WAITING, {**WAITING, "for": "operator"}, {**WAITING, "for": "application"}],
+    "heuristic": "mixed",
+    "acknowledged_at": None,
+}
+FOUND: dict[str, Any] = {
+    "open": True,
+    "awaits_copy": False,
+    "fresh": False,
+    "range": ["m-1-1", "m-9-9"],
+    "without": ["pay"],
+    "undecided": 1,
+    "prepared": 1,
+    "settled": {"committed": 1, "aborted": 0, "forgotten": 0},
+    "waiting_for": ["stock"],
+    "participants": {"stock": {"answered": True, "can_tell": False, "prepared": 1, "trouble": None}},
+}
+SAYS: dict[str, Any] = {
+    "cluster": "m",
+    "node": "n1",
+    "role": "leader",
+    "leader": "n1",
+    "epoch": 1,
+    "level": 2,
+    "ready": True,
+    "nodes": [{"id": "n1", "url": "http://127.0.0.1:1", "role": "leader", "understands": 2, "trouble": None}],
+    "in_flight": 1,
+    "trouble": None,
+    "reconciling": False,
+}
+LANE = {"name": "stock", "url": "http://127.0.0.1:2", "batch": False, "owed": 1, "reachable": False, "trouble": "x"}
+PATHS: dict[str, dict[str, Any]] = {
+    "/branches": HELD[0],
+    "/v1/cluster": SAYS,
+    "/v1/participants": {"participants": [{**LANE, "down_since": "2026-01-01T00:00:00Z"}]},
+    "/v1/participants/stock": LANE,
+    "/v1/reconciliation": FOUND,
+    "/v1/transactions": {"transactions": [TXN], "next": None},
+}
+COMMANDS = [
+    ("tx", "submit", "--branch", "stock={}"),
+    ("tx", "show", "m-1-1"),
+    ("tx", "list"),
+    ("tx", "list", "--limit", "1"),
+    ("tx", "abort", "m-1-1"),
+    ("tx", "resolve", "m-1-1", "--branch", "stock", "--commit"),
+    ("tx", "resolve", "m-1-1", "--branch", "stock", "--commit", "--tell"),
+    ("tx", "acknowledge", "m-1-1"),
+    ("restore", "--status"),
+    ("restore", "--without", "stock"),
+    ("doctor",),
+]
+Told = Mapping[str, bytes]
+
+
+class _Told(Caller):
+    """Whose nodes say what they are told to say, by path."""
+
+    said: Told
+
+    async def once(self, method: str, url: str, **_: Any) -> Answer:
+        if method == "POST" and "/v1/" in url:
+            return Answer(200, _parsed(self.said["a transaction"]))
+        path = "/" + url.split("/", 3)[3].partition("?")[0]
+        return Answer(200, _parsed(self.said.get(path, self.said["a transaction"])))
+
+
+@st.composite
+def told(draw: st.DrawFn) -> Told:
+    """One of them in another way than it should."""
+    said = {path: as_json(plain) for path, plain in PATHS.items()} | {"a transaction": as_json(TXN)}
+    path = draw(st.sampled_from(sorted(said)))
+    plain = PATHS.get(path, TXN)
+    said[path] = draw(altered(st.just(plain)).map(as_json) | damaged(st.just(said[path])))
+    return said
+
+
+def tells(words: tuple[str, ...], said: Told, *, as_json_too: bool) -> int:
+    _Told.said = said
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main([*words, "--url", "http://127.0.0.1:1", *(["--json"] if as_json_too else [])])
+    for stream in (out, err):
+        stream.flush()
+    assert status in (0, 1, 2, 3)
+    return status
+
+
+@pytest.fixture
+def nodes_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = cli.parser()
+    monkeypatch.setattr(cli, "parser", lambda: made)
+    for module in (tx, doctor, participants):
+        monkeypatch.setattr(module, "Caller", _Told)
+
+
+@pytest.mark.usefixtures("nodes_as_told")
+@examples(150)
+@given(st.sampled_from(COMMANDS), told(), st.booleans())
+@example(("tx", "list"), dict.fromkeys([*PATHS, "a transaction"], b'{"ok":true}'), False)
+@example(("doctor",), dict.fromkeys([*PATHS, "a transaction"], b'{"nodes":7}'), False)
+@example(("tx", "show", "m-1-1"), dict.fromkeys([*PATHS, "a transaction"], b"[" * 2000), True)
+@example(("tx", "show", "m-1-1"), dict.fromkeys([*PATHS, "a transaction"], b"[" * 500 + b"]" * 500), True)
+def test_whatever_answers_commands_end_with_a_status(words: tuple[str, ...], said: Told, as_json_too: bool) -> None:
+    tells(words, said, as_json_too=as_json_too)
+
+
+@pytest.mark.usefixtures("nodes_as_told")
+def test_commands_understand_what_nodes_say() -> None:
+    said = {path: as_json(plain) for path, plain in PATHS.items()} | {"a transaction": as_json(TXN)}
+    found = [tells(words, said, as_json_too=False) for words in COMMANDS]
+    assert found == [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 2], "the abort comes too late, and a participant is down"
+
+
+@pytest.mark.usefixtures("nodes_as_told")
+def test_commands_that_take_any_answer_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "fits", lambda *_: True)
+
+    @HUNT
+    @given(st.sampled_from(COMMANDS), told())
+    def hunt(words: tuple[str, ...], said: Told) -> None:
+        tells(words, said, as_json_too=False)
+
+    with pytest.raises((KeyError, TypeError, AttributeError, ValueError)):
         hunt()

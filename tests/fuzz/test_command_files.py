@@ -246,6 +246,15 @@ COMMANDS = [encode_command(header, entries) for header, entries in LIFE]
 PIECES = list(ledger_after("life", SNAPSHOT_AT).snapshot()())
 
 
+def _strange_row() -> list[bytes]:
+    """A snapshot, under checksums that fit, with an ended transaction that has no list of branches."""
+    *others, rows = PIECES
+    plain = msgpack.unpackb(rows)
+    at = next(index for index, row in enumerate(plain) if isinstance(row[1], bytes))
+    plain[at][1] = pack([*msgpack.unpackb(plain[at][1])[:-1], None])
+    return [*others, pack(plain)]
+
+
 @cache
 def _good(with_snapshot: bool) -> dict[str, bytes]:
     return _folder(COMMANDS, PIECES if with_snapshot else [])
@@ -288,6 +297,7 @@ def recovers(files: dict[str, bytes]) -> int:
 @example({**_good(False), "generation": b"1" * 5000})
 @example({**_good(False), "generation": "٣".encode()})
 @example({**_good(False), "log/standing": b"[" * 3000})
+@example(_folder(COMMANDS, _strange_row()))
 def test_what_is_left_of_a_node_is_recovered_or_refused(files: dict[str, bytes]) -> None:
     recovers(files)
 

@@ -196,6 +196,7 @@ TXN: dict[str, Any] = {
     "state": "committing",
     "decision": "commit",
     "reason": None,
+    "epoch": 1,
     "branches": [{"branch": "a", "participant": "a", "state": "committing", "reason": None, "result": 7}],
     "started_at": "2026-01-01T00:00:00.000Z",
     "decided_at": "2026-01-01T00:00:00.010Z",
