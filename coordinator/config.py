@@ -404,7 +404,9 @@ def _is_token(text: str) -> bool:
 
 
 def _is_path(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and value != "" and "\0" not in value
+    if not isinstance(value, str) or not value or "\0" in value:
+        return False
+    return value.encode(errors="ignore").decode() == value  # and no half characters
 
 
 def _read_beside(values: Mapping[str, Any], name: str, base: Path) -> list[str]:

@@ -113,6 +113,7 @@ def test_a_damaged_configuration_is_refused_by_what_is_wrong(content: bytes) -> 
 
 @examples(100)
 @given(altered(st.just(FULL)))
+@example({**FULL, "participant_token_file": "\ud800"})
 def test_settings_of_other_types_are_refused(plain: Any) -> None:
     if isinstance(plain, dict):
         makes(plain)
