@@ -46,6 +46,9 @@ class Newer(Malformed):
 # ------------------------------------------------------------------------------------------------ records
 
 
+_PLAIN: Final = frozenset({str, bytes, int, bool, type(None)})
+
+
 @dataclass(frozen=True, slots=True)
 class _Field:
     """What a record's field may hold, read off its annotation."""
@@ -54,6 +57,8 @@ class _Field:
     types: frozenset[type]
     enum: type[Enum] | None
     item: type | None
+    plain: frozenset[type]
+    """Of those types, the ones that msgpack has itself."""
 
     @classmethod
     def of(cls, name: str, hint: Any) -> "_Field":
@@ -67,7 +72,7 @@ class _Field:
                 types.add(option)
                 if issubclass(option, Enum):
                     enum = option
-        return cls(name, frozenset(types), enum, item)
+        return cls(name, frozenset(types), enum, item, frozenset(types) & _PLAIN)
 
 
 class RecordCodec:
@@ -117,7 +122,10 @@ class RecordCodec:
         known = self._fields[kind]
         if len(plain) - 1 > len(known):
             raise Newer(f"{kind.__name__} has {len(plain) - 1} fields, at most {len(known)} are known")
-        values = {f.name: self._value(kind, f, item) for f, item in zip(known, plain[1:], strict=False)}
+        values = {
+            f.name: item if type(item) in f.plain else self._value(kind, f, item)
+            for f, item in zip(known, plain[1:], strict=False)
+        }
         try:
             return kind(**values)
         except TypeError as error:
@@ -148,9 +156,18 @@ def _shown(value: object) -> str:
 # ------------------------------------------------------------------------------------------------ JSON text
 
 
+def _refuse_constant(name: str) -> None:
+    raise Malformed(f"{name} is not JSON")
+
+
+# Made once: `json.dumps` and `json.loads` would make new ones each time, which takes longer than most of our texts.
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def json_bytes(value: object) -> bytes:
     """Compact JSON text, ASCII only (so that a lone surrogate survives), and never NaN."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def _json_bytes_of_foreign(value: object) -> bytes:
@@ -162,13 +179,11 @@ def _json_bytes_of_foreign(value: object) -> bytes:
 
 
 def json_value(text: bytes | str) -> Any:
-    """What `text` spells. Raises `Malformed`; NaN and Infinity are not JSON."""
-
-    def refuse(name: str) -> None:
-        raise Malformed(f"{name} is not JSON")
-
+    """What `text` spells, in UTF-8, -16 or -32. Raises `Malformed`; NaN and Infinity are not JSON."""
     try:
-        return json.loads(text, parse_constant=refuse)
+        if not isinstance(text, str):
+            text = text.decode(json.detect_encoding(text), "surrogatepass")
+        return _DECODER.decode(text)
     except RecursionError as error:
         raise Malformed("nested too deeply") from error
     except ValueError as error:

@@ -37,7 +37,6 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Final
 
 from coordinator.codec import Malformed, json_value
@@ -78,8 +77,6 @@ _PRUNE_STEPS: Final = 16
 """Deletes per cluster and round."""
 
 _UNHEARD: Final = Branch()
-
-_parsed = lru_cache(maxsize=4096)(Gid.parse)
 
 
 class Unfit(Exception):
@@ -259,7 +256,7 @@ class PreparedManager:
 
     async def _answer(self, envelope: Envelope) -> Answer:
         message, stamp = envelope
-        gid = _parsed(message.gid)
+        gid = Gid.parse(message.gid)
         assert gid is not None, "the server checks what it takes"
         why = self._database.unfit(gid, message.branch)
         if why is not None:

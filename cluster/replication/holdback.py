@@ -6,9 +6,10 @@ until the journal's durable position has reached what it was when the word was m
 were made, per peer, and not at all once the term has moved on or the connection has gone: whoever still wants to know
 asks again.
 
-**Alive, but not yet.** While an acknowledgement waits, its leader is told at once that this node lives: the same
-message without its "success", which is counted for nothing else. So a disk that is slow for a second deposes nobody.
-A node whose disk is full says nothing: it is of no use to a leader until there is room.
+**Alive, but not yet.** A leader that speaks again while an acknowledgement to it waits is told that this node lives:
+the same message without its "success", which is counted for nothing else. So a disk that is slow for a second deposes
+nobody; and a disk that is not slow costs no second message, for the acknowledgement is on its way before the leader
+speaks again. A node whose disk is full says nothing: it is of no use to a leader until there is room.
 
 What is not a promise waits for nothing: entries that a leader sends on (it counts itself only when its own copy is
 durable), heartbeats, and the answer that a log does not match, which moves the leader to send more, never less.
@@ -86,9 +87,9 @@ class HoldBack:
         if position <= self._journal.durable_position:
             return self._send(peer, term, message)
         acknowledges = message["type"] == ACKNOWLEDGEMENT
-        if acknowledges and self._journal.full is None:
-            self._send(peer, term, message | {"success": False})
         queue = self._held.setdefault(peer, deque())
+        if acknowledges and queue and self._journal.full is None:
+            self._send(peer, term, message | {"success": False})
         while queue and queue[-1].term != term:
             queue.pop()
         if acknowledges and any(_covers(held.message, message) for held in queue):

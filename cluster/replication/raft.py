@@ -22,7 +22,7 @@ import logging
 import math
 import operator
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -162,6 +162,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         self._peers = peers
         self._outstanding: dict[str, _Outstanding] = {}
         self._told_commit: dict[str, int] = {}
+        self._commit_at_tick = 0
         self._idle = False
         self._heard_s = -math.inf
         """When a leader last spoke."""
@@ -261,6 +262,18 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     def has_backlog(self) -> bool:
         """Whether it has so much to apply that another had better lead."""
         return self.last_index - self.applied_index > self._settings.backlog_entries_max
+
+    def has_work(self) -> bool:
+        """Whether it should take a turn now, and not at the next tick.
+
+        A leader, if it can commit, apply or send anything. Nobody waits for what a follower applies: that it does tick
+        by tick, in batches.
+        """
+        return self._isLeader() and (
+            self.commit_index > self.applied_index
+            or self._held_by_majority() > self.commit_index
+            or next(self._peers_to_send_to(), None) is not None
+        )
 
     def hand_over(self, peer: Peer) -> None:
         """As leader: ask this follower, which holds all of the log, to lead."""
@@ -491,14 +504,24 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
 
     def send_eagerly(self) -> None:
         """Send what is new to each follower that has answered all it was sent."""
+        for peer in self._peers_to_send_to():
+            self._append_to(peer)
+
+    def _peers_to_send_to(self) -> Iterator[Peer]:
         first, last = self._journal.first_index, self.last_index
         for peer in self._peers:
             # One that needs a snapshot gets heartbeats, and pieces.
             if peer.id not in self._outstanding and first < self._SyncObj__raftNextIndex[peer] <= last:
-                self._append_to(peer)
+                yield peer
 
     def tell_commits(self) -> None:
-        """Tell followers what is committed, where no entries have told them."""
+        """At every tick: tell followers what is committed, where no entries tell them.
+
+        While commits go on, the next entries will; so only what was committed a tick ago is told by itself.
+        """
+        before, self._commit_at_tick = self._commit_at_tick, self.commit_index
+        if before != self.commit_index:
+            return
         for peer in self._peers:
             if peer.id not in self._outstanding and self._told_commit.get(peer.id) != self.commit_index:
                 self._append_to(peer)
@@ -611,12 +634,15 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
 
     def _commit(self) -> None:
         """Commit what a majority holds, if the last of it is of this term (with it all before it is committed)."""
-        held = sorted([self._own_match_index(), *[self.match_index(peer) for peer in self._peers]])
-        by_majority = held[(len(held) - 1) // 2]
+        by_majority = self._held_by_majority()
         if by_majority > self.commit_index and self.term_at(by_majority) == self.term:
             self._SyncObj__raftCommitIndex = by_majority
             self._journal.setRaftCommitIndex(by_majority)
         self._by_majority = self.commit_index
+
+    def _held_by_majority(self) -> int:
+        held = sorted([self._own_match_index(), *[self.match_index(peer) for peer in self._peers]])
+        return held[(len(held) - 1) // 2]
 
     def _own_match_index(self) -> int:
         """Up to where this leader may count itself."""

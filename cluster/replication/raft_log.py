@@ -1,6 +1,7 @@
 """A `ReplicatedLog` over Raft: one `Replica`, driven turn by turn, with what it needs around it.
 
-Messages are handled as they arrive; turns are coalesced with `call_soon`. Nothing in a turn runs code of others except
+Messages are handled as they arrive; turns are coalesced with `call_soon`, and taken at every tick, so that a follower
+applies in batches what its leader commits. Nothing in a turn runs code of others except
 `StateMachine.apply`: proposers hear through futures, `on_leadership` through `call_soon`.
 
 **After a stall** (the loop stood still, or the machine did) what peers have said meanwhile waits in the sockets.
@@ -24,6 +25,7 @@ from cluster.replication.catch_up import CatchUp
 from cluster.replication.clock import Clock, SystemClock
 from cluster.replication.compaction import Compaction
 from cluster.replication.guard import Guard, Message
+from cluster.replication.holdback import ACKNOWLEDGEMENT
 from cluster.replication.journal import JournalHandlers
 from cluster.replication.log import CannotStart, Leadership, NotProposed, OnFatal, StateMachine
 from cluster.replication.membership import Membership
@@ -36,6 +38,9 @@ from cluster.replication.standing import NONCE_BYTES, Marker, Standing, at_start
 from cluster.replication.transport import Handlers, Transport
 
 _log = logging.getLogger(__name__)
+
+_OFTEN = frozenset({"append_entries", ACKNOWLEDGEMENT})
+"""Kinds of messages that come many times a second."""
 
 _READS_BEFORE_A_LATE_TURN = 2
 """Turns of the event loop: the first may run before the sockets are polled, the second cannot."""
@@ -385,7 +390,7 @@ class RaftLog:
             assert self._membership is not None
             self._replica.held.release()
             self._membership.keep()
-            self._wake()
+            self._wake_for_work()
 
     def _disk_full(self, why: str) -> None:
         if self._ended is not None or self._replica is None:
@@ -419,7 +424,10 @@ class RaftLog:
             self._fail(error)
             return
         self._tell()
-        self._wake()
+        if message["type"] in _OFTEN:
+            self._wake_for_work()
+        else:
+            self._wake()
 
     def _connected(self, peer: str) -> None:
         assert self._replica is not None
@@ -457,6 +465,12 @@ class RaftLog:
         if not self._woken:
             self._woken = True
             asyncio.get_running_loop().call_soon(self._turn)
+
+    def _wake_for_work(self) -> None:
+        """After what comes often, and seldom asks for anything: a turn costs more than to look."""
+        assert self._replica is not None
+        if self._orphaned or self._watchers or self._replica.has_work():
+            self._wake()
 
     def _on_timer(self) -> None:
         replica, membership, compaction = self._replica, self._membership, self._compaction
@@ -511,8 +525,16 @@ class RaftLog:
 
     def _tell(self) -> None:
         """Report a change of leadership, and note its loss."""
+        told, replica = self._told, self._replica
+        if (
+            told is not None
+            and replica is not None
+            and self._ended is None
+            and (told.term, told.is_leader, told.leader) == (replica.term, replica.leads(), replica.leader())
+        ):
+            return  # nearly always
         now = self.leadership()
-        if now == self._told:
+        if now == told:
             return
         if self._told is not None and self._told.is_leader:
             self._orphaned = True

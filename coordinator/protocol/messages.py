@@ -9,11 +9,13 @@ is put on when the message leaves, so that a message repeated an hour later carr
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 MAX_CLUSTER_NAME: Final = 24
 """Characters. A gid must fit into the 64 bytes that MariaDB gives a gtrid."""
 
+_GID_LENGTH: Final = MAX_CLUSTER_NAME + 1 + 7 + 1 + 12
 _SEQUENCE_BITS: Final = 40
 _GID = re.compile(r"([a-z][a-z0-9-]{0,23})-(0|[1-9][0-9]{0,6})-(0|[1-9][0-9]{0,11})", re.ASCII)
 
@@ -39,13 +41,20 @@ class Gid(NamedTuple):
     @staticmethod
     def parse(text: str) -> "Gid | None":
         """The gid that `text` spells, or None: only the canonical spelling is one."""
-        match = _GID.fullmatch(text)
-        return Gid(match[1], int(match[2]), int(match[3])) if match else None
+        # What is too long is not remembered either: anybody can send it.
+        return _parsed(text) if len(text) <= _GID_LENGTH else None
 
     @staticmethod
     def of_number(cluster: str, number: int) -> "Gid":
         """The inverse of `number`."""
         return Gid(cluster, number >> _SEQUENCE_BITS, number & ((1 << _SEQUENCE_BITS) - 1))
+
+
+@lru_cache(maxsize=16_384)
+def _parsed(text: str) -> Gid | None:
+    """A gid comes by a dozen times in a transaction's life, on every node."""
+    match = _GID.fullmatch(text)
+    return Gid(match[1], int(match[2]), int(match[3])) if match else None
 
 
 # ------------------------------------------------------------------------------------- coordinator to participant
