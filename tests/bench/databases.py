@@ -31,7 +31,7 @@ from tests.bench import accounts
 
 _PAIRS = {"postgres": ("postgres", "postgres"), "mariadb": ("mariadb", "mariadb"), "mixed": ("postgres", "mariadb")}
 _PAIRED = ("naive", "outlast")
-_WAYS = (*_PAIRED, "single")
+_WAYS = (*_PAIRED, "bare", "single")
 _NAMES = ("bank-a", "bank-b")
 
 
@@ -57,8 +57,11 @@ async def _dsns(stack: contextlib.AsyncExitStack, pair: str) -> list[str]:
     return dsns
 
 
-async def _services(stack: contextlib.AsyncExitStack, folder: Path, cluster: LocalCluster, dsns: Sequence[str]) -> None:
+async def _services(
+    stack: contextlib.AsyncExitStack, folder: Path, cluster: LocalCluster, dsns: Sequence[str]
+) -> list[Service]:
     """A participant in front of each database."""
+    services = []
     for name, dsn, port in zip(_NAMES, dsns, free_ports(len(dsns)), strict=True):
         kind = "postgres" if dsn.startswith("postgresql:") else "mariadb"
         words = [kind, "--dsn", dsn, "--operations", f"tests.bench.accounts:on_{kind}", "--port", str(port)]
@@ -70,6 +73,19 @@ async def _services(stack: contextlib.AsyncExitStack, folder: Path, cluster: Loc
         stack.push_async_callback(service.stop)
         await service.start()
         await service.register(cluster.urls)
+        services.append(service)
+    return services
+
+
+async def _naive(stack: contextlib.AsyncExitStack, folder: Path, services: Sequence[Service]) -> Service:
+    """The coordinator without a log, in front of the same participants."""
+    (port,) = free_ports(1)
+    words = [str(port), *(f"{service.name}={service.url}" for service in services)]
+    url = f"http://{HOST}:{port}"
+    naive = Service("naive", module="tests.bench.naive_service", arguments=words, url=url, folder=folder / "naive")
+    stack.push_async_callback(naive.stop)
+    await naive.start()
+    return naive
 
 
 async def _load(module: str, plan: dict[str, Any]) -> dict[str, Any]:
@@ -96,30 +112,34 @@ async def measure(pair: str, clients: Sequence[int], *, rounds: int, seconds: fl
         first, apart, second = await _dsns(stack, pair)
         dsns = [first, second]
         cluster = await stack.enter_async_context(LocalCluster(folder / "cluster"))
-        await _services(stack, folder, cluster, dsns)
+        services = await _services(stack, folder, cluster, dsns)
+        naive = await _naive(stack, folder, services)
         for at_once in clients:
             runs: dict[str, list[dict[str, Any]]] = {way: [] for way in _WAYS}
             plan = {"clients": at_once, "seconds": seconds}
             for number in range(rounds):
                 # Who comes first changes, so that neither always meets what the others have left behind.
                 for way in _WAYS if number % 2 == 0 else reversed(_WAYS):
-                    if way == "outlast":
-                        runs[way].append(await _load("tests.bench.load", {**plan, **await _transfers(cluster)}))
+                    if way in _PAIRED:
+                        url = naive.url if way == "naive" else (await cluster.wait_for_leader()).url
+                        runs[way].append(await _load("tests.bench.load", {**plan, **_transfers(url)}))
                     else:
                         where = [apart] if way == "single" else dsns
                         runs[way].append(await _load("tests.bench.naive", {**plan, "way": way, "dsns": where}))
             totals = [await accounts.total(dsn) for dsn in dsns]
-            if len(set(totals)) != 1 or totals[0] < sum(_commits(each) for way in _PAIRED for each in runs[way]):
+            if len(set(totals)) != 1 or totals[0] < sum(
+                _commits(each) for way in (*_PAIRED, "bare") for each in runs[way]
+            ):
                 raise SystemExit(f"the two databases hold {totals}: somebody has lost a transaction, or half of one")
             rows.append({"pair": pair, "clients": at_once, "ratio": _ratio(runs), **runs})
             _print_row(rows[-1])
     return rows
 
 
-async def _transfers(cluster: LocalCluster) -> dict[str, Any]:
+def _transfers(url: str) -> dict[str, Any]:
     payload = {"op": "add", "account": "{n}", "cents": 1}
     return {
-        "urls": [(await cluster.wait_for_leader()).url],
+        "urls": [url],
         "spread": accounts.ACCOUNTS,
         "branches": [{"participant": name, "payload": payload} for name in _NAMES],
     }

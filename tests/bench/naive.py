@@ -1,10 +1,10 @@
 """What Outlast on databases is measured by: a coordinator that keeps no log, and one transaction on one database.
 
 All in one process: as many clients as asked for, the same connections and settings as a participant has, the same
-statement. `naive` prepares on both databases, and once both are prepared commits both; when it dies, whatever is
+statement. `bare` prepares on both databases, and once both are prepared commits both; when it dies, whatever is
 prepared then stays so for ever. `single` is a transaction of the first database, without any preparing.
 
-    python -m tests.bench.naive '{"way": "naive", "dsns": [...], "clients": 64, "seconds": 4}'
+    python -m tests.bench.naive '{"way": "bare", "dsns": [...], "clients": 64, "seconds": 4}'
 """
 
 import asyncio
@@ -120,7 +120,7 @@ async def _client(number: int, plan: dict[str, Any], databases: list[Database], 
         if plan["way"] == "single":
             await databases[0].alone(rng.randrange(ACCOUNTS))
         else:
-            names = [f"naive-{os.getpid()}-{number}-{sequence}-{place}" for place in range(len(databases))]
+            names = [f"bare-{os.getpid()}-{number}-{sequence}-{place}" for place in range(len(databases))]
             held = await asyncio.gather(
                 *(each.prepare(name, rng.randrange(ACCOUNTS)) for each, name in zip(databases, names, strict=True))
             )
