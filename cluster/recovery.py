@@ -86,10 +86,10 @@ class _Wary:
 def examine(config: NodeConfig) -> Remains:
     """Read what is left of one node. Raises `ProcessTrouble` when it runs; blocks."""
     folder = config.data / "log"
-    if not has_log(folder):
-        return Remains(config=config, trouble=f"there is no log in {folder}")
     ledger = Ledger(config.cluster)
     try:
+        if not has_log(folder):
+            return Remains(config=config, trouble=f"there is no log in {folder}")
         generation = of_folder(config.data)
         log = read_committed(folder, _Wary(ledger))
         if generation > 1 and not ledger.epoch_base:

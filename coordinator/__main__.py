@@ -57,7 +57,11 @@ async def _serve(config: NodeConfig, tls: Tls, clock: Clock, *, rejoin: bool) ->
     if rejoin and len(config.nodes) == 1:
         _log.critical("node %s cannot start: --rejoin is for one of several, and there is no other", config.node)
         return 1
-    config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        _log.critical("node %s cannot start: %s cannot be made: %s", config.node, config.data, error.strerror)
+        return 1
     node = Node(config, _make_log(config, stop, tls, rejoin=rejoin), clock, tls=tls)
     try:
         claim(config)

@@ -9,6 +9,8 @@ import io
 import json
 import random
 import struct
+import subprocess
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -300,6 +302,18 @@ def recovers(files: dict[str, bytes]) -> int:
 @example(_folder(COMMANDS, _strange_row()))
 def test_what_is_left_of_a_node_is_recovered_or_refused(files: dict[str, bytes]) -> None:
     recovers(files)
+
+
+@pytest.mark.parametrize("data", ["[" * 300, "node.toml/data"])
+def test_a_folder_that_cannot_be_is_said_to_be_none(data: str, tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text(TOML.replace('"data"', f'"{data}"'))
+    assert runs("recover", "--config", file, "--force")[0] == 1
+    words = [sys.executable, "-m", "coordinator", "--config", str(file)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "cannot be made" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_undamaged_are_taken() -> None:
