@@ -1,9 +1,12 @@
 """`make bench-databases`: transactions on two databases, per second, against a coordinator that keeps no log.
 
-Outlast commits on three nodes, with a participant in front of each database. The other coordinator is as naive as can
-be (`tests.bench.naive`): it keeps no log, and speaks to both databases from the clients' own process, over the same
-connections. Both do the same work with all of the databases' durability on. They take turns, several times, because
-everything shares this machine; the ratio is of the medians. What one database does alone is printed beside them.
+Outlast commits on three nodes, with a participant in front of each database. The other coordinator
+(`tests.bench.naive`) keeps no log: one process in front of the same participants, so over the same connections
+and with the same statements. Both do the same work with all of the databases' durability on. They take turns, several
+times, because everything shares this machine; the ratio is of the medians.
+
+What would be possible at most is printed beside them: two-phase commit in the client's own process, with no service at
+all between it and the databases, and one database alone (`tests.bench.bare`).
 
     python -m tests.bench.databases --clients 16 64 --rounds 5 --json databases.json
 """
@@ -82,7 +85,7 @@ async def _naive(stack: contextlib.AsyncExitStack, folder: Path, services: Seque
     (port,) = free_ports(1)
     words = [str(port), *(f"{service.name}={service.url}" for service in services)]
     url = f"http://{HOST}:{port}"
-    naive = Service("naive", module="tests.bench.naive_service", arguments=words, url=url, folder=folder / "naive")
+    naive = Service("naive", module="tests.bench.naive", arguments=words, url=url, folder=folder / "naive")
     stack.push_async_callback(naive.stop)
     await naive.start()
     return naive
@@ -125,7 +128,7 @@ async def measure(pair: str, clients: Sequence[int], *, rounds: int, seconds: fl
                         runs[way].append(await _load("tests.bench.load", {**plan, **_transfers(url)}))
                     else:
                         where = [apart] if way == "single" else dsns
-                        runs[way].append(await _load("tests.bench.naive", {**plan, "way": way, "dsns": where}))
+                        runs[way].append(await _load("tests.bench.bare", {**plan, "way": way, "dsns": where}))
             totals = [await accounts.total(dsn) for dsn in dsns]
             if len(set(totals)) != 1 or totals[0] < sum(
                 _commits(each) for way in (*_PAIRED, "bare") for each in runs[way]
@@ -185,9 +188,10 @@ def main() -> int:
     # The processes that are started here look for `tests.bench` too.
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
     print(f"{os.cpu_count()} processors; medians of {arguments.rounds} turns of {arguments.seconds:g} s each")
-    print(f"{'':<18} | {'no log':^25} | {'Outlast, three nodes':^25} | {'one database alone':^25} |")
+    titles = ("no log", "Outlast, three nodes", "no service at all", "one database alone")
+    print(f"{'':<18} | {' | '.join(f'{title:^25}' for title in titles)} |")
     figures = f"{'tx/s':>7} {'p50 ms':>8} {'p99 ms':>8}"
-    print(f"{'databases':<10} {'clients':>7} | {figures} | {figures} | {figures} |  {'no':>3} | ratio")
+    print(f"{'databases':<10} {'clients':>7} | {' | '.join([figures] * len(titles))} |  {'no':>3} | ratio")
     rows = []
     for pair in arguments.pairs:
         rows += asyncio.run(measure(pair, arguments.clients, rounds=arguments.rounds, seconds=arguments.seconds))

@@ -1,144 +1,106 @@
-"""What Outlast on databases is measured by: a coordinator that keeps no log, and one transaction on one database.
+"""A coordinator that keeps no log: what a node is measured by, when the participants in front of both databases serve.
 
-All in one process: as many clients as asked for, the same connections and settings as a participant has, the same
-statement. `bare` prepares on both databases, and once both are prepared commits both; when it dies, whatever is
-prepared then stays so for ever. `single` is a transaction of the first database, without any preparing.
+To clients it is like a node: it answers `POST /v1/transactions`, once the transaction is decided. It drives the same
+participants, in batches, with a node's own courier; so the connections to the databases and the statements on them are
+the same. But its decisions are in its memory alone: when it dies, whatever is prepared then stays so for ever. What a
+node does beyond that is the price of outlasting it.
 
-    python -m tests.bench.naive '{"way": "bare", "dsns": [...], "clients": 64, "seconds": 4}'
+    python -m tests.bench.naive 8080 bank-a=http://127.0.0.1:9001 bank-b=http://127.0.0.1:9002
 """
 
 import asyncio
-import json
-import os
-import random
+import logging
 import sys
 import time
-from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from itertools import count
-from typing import Any
 
-import asyncpg
 import uvloop
+from aiohttp import web
 
-from participants import mariadb_session
-from participants.postgres_pool import Pool
-from participants.prepared import PreparedSettings
-from tests.bench.accounts import ACCOUNTS, ON_MARIADB, ON_POSTGRES
-from tests.bench.load import Counts, report
+from cluster.replication.clock import SystemClock
+from coordinator.codec import JSON_TYPE, json_bytes, json_value
+from coordinator.config import Limits, Timing
+from coordinator.courier import Courier
+from coordinator.facts import Participant
+from coordinator.protocol.messages import Acked, Answer, Commit, Gid, Prepare, Prepared, Stamp
 
-_SETTINGS = PreparedSettings()
-_PATIENCE_S = 10.0
-
-
-class Database(ABC):
-    """Transactions on one database."""
-
-    @abstractmethod
-    async def prepare(self, name: str, account: int) -> Any:
-        """Does the work, and leaves it prepared; what `commit` needs."""
-
-    @abstractmethod
-    async def commit(self, name: str, held: Any) -> None:
-        """Commits what is prepared."""
-
-    @abstractmethod
-    async def alone(self, account: int) -> None:
-        """The work in a transaction of its own."""
+_CLUSTER = "naive"
+_TIMEOUT_S = 10.0
 
 
-class Postgres(Database):
-    def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
-        self._workers = Pool(_SETTINGS.work_connections, self._connect)
-        self._finishers = Pool(_SETTINGS.finish_connections, self._connect)
+class _Transaction:
+    """`lacking`: branches whose vote is not there; once they all are, those that have not committed."""
 
-    async def _connect(self) -> Any:
-        return await asyncpg.connect(self._dsn)
-
-    async def prepare(self, name: str, account: int) -> None:
-        connection = await self._workers.acquire(_PATIENCE_S, _PATIENCE_S)
-        try:
-            await connection.execute("BEGIN")
-            await connection.execute(ON_POSTGRES, 1, account)
-            await connection.execute(f"PREPARE TRANSACTION '{name}'")
-        finally:
-            self._workers.release(connection)
-
-    async def commit(self, name: str, held: None) -> None:
-        connection = await self._finishers.acquire(_PATIENCE_S, _PATIENCE_S)
-        try:
-            await connection.execute(f"COMMIT PREPARED '{name}'")
-        finally:
-            self._finishers.release(connection)
-
-    async def alone(self, account: int) -> None:
-        connection = await self._workers.acquire(_PATIENCE_S, _PATIENCE_S)
-        try:
-            await connection.execute("BEGIN")
-            await connection.execute(ON_POSTGRES, 1, account)
-            await connection.execute("COMMIT")
-        finally:
-            self._workers.release(connection)
+    def __init__(self, branches: Mapping[str, Participant], decided: asyncio.Future[None]) -> None:
+        self.branches, self.decided = branches, decided
+        self.lacking = set(branches)
 
 
-class MariaDb(Database):
-    """MariaDB commits a branch soonest on the connection that has prepared it."""
+class Coordinator:
+    """Two-phase commit from memory. It never undoes anything: a vote no is the end of the run."""
 
-    def __init__(self, dsn: str) -> None:
-        address = mariadb_session.Address.parse(dsn)
-        self._database = address.database
-        most = _SETTINGS.work_connections + _SETTINGS.finish_connections
-        self._pool = mariadb_session.Pool(most, lambda: mariadb_session.connect(address, _SETTINGS))
+    def __init__(self, participants: Mapping[str, str]) -> None:
+        self._participants = {name: Participant(name=name, url=url, batch=True) for name, url in participants.items()}
+        self._clock = SystemClock()
+        self._courier = Courier(
+            clock=self._clock, limits=Limits(), timing=Timing(), stamp=self._stamp, on_answers=self._heard
+        )
+        # Later runs on the same databases must not meet the names of earlier ones; an epoch has seven digits at most.
+        self._epoch = int(time.time()) % 8_000_000
+        self._sequence = count(1)
+        self._in_flight: dict[str, _Transaction] = {}
 
-    async def prepare(self, name: str, account: int) -> mariadb_session.Session:
-        session = await self._pool.acquire(_PATIENCE_S)
-        xid = f"'{name}','{self._database}'"
-        await session.script(f"XA START {xid}")
-        await session.run(ON_MARIADB, (1, account))
-        await session.script(f"XA END {xid}", f"XA PREPARE {xid}")
-        return session
+    async def transact(self, request: web.Request) -> web.Response:
+        """Prepares every branch, and decides once all are prepared; what they commit, it does not wait for."""
+        body = json_value(await request.read())
+        gid = str(Gid(_CLUSTER, self._epoch, next(self._sequence)))
+        branches = {each["participant"]: self._participants[each["participant"]] for each in body["branches"]}
+        transaction = _Transaction(branches, asyncio.get_running_loop().create_future())
+        self._in_flight[gid] = transaction
+        expires_s = self._clock.monotonic_s() + _TIMEOUT_S
+        for each in body["branches"]:
+            name = each["participant"]
+            message = Prepare(gid=gid, branch=name, payload=json_bytes(each["payload"]))
+            self._courier.send(self._participants[name], message, expires_s=expires_s)
+        await transaction.decided
+        return web.Response(body=json_bytes({"gid": gid, "decision": "commit"}), content_type=JSON_TYPE)
 
-    async def commit(self, name: str, held: mariadb_session.Session) -> None:
-        await held.script(f"XA COMMIT '{name}','{self._database}'")
-        self._pool.release(held)
+    def _stamp(self, _participant: str) -> Stamp:
+        # The oldest in flight: below it participants forget their records, as they do for a node.
+        return Stamp(epoch=self._epoch, floor=next(iter(self._in_flight), None))
 
-    async def alone(self, account: int) -> None:
-        session = await self._pool.acquire(_PATIENCE_S)
-        await session.script("START TRANSACTION")
-        await session.run(ON_MARIADB, (1, account))
-        await session.script("COMMIT")
-        self._pool.release(session)
-
-
-async def _client(number: int, plan: dict[str, Any], databases: list[Database], until_s: float, counts: Counts) -> None:
-    rng = random.Random(number)
-    warm_s = time.perf_counter() + plan.get("warm_up", 1.0)
-    for sequence in count():
-        started_s = time.perf_counter()
-        if started_s >= until_s:
-            return
-        if plan["way"] == "single":
-            await databases[0].alone(rng.randrange(ACCOUNTS))
-        else:
-            names = [f"bare-{os.getpid()}-{number}-{sequence}-{place}" for place in range(len(databases))]
-            held = await asyncio.gather(
-                *(each.prepare(name, rng.randrange(ACCOUNTS)) for each, name in zip(databases, names, strict=True))
-            )
-            await asyncio.gather(
-                *(each.commit(name, its) for each, name, its in zip(databases, names, held, strict=True))
-            )
-        if started_s >= warm_s:
-            counts.latencies_ms.append((time.perf_counter() - started_s) * 1000)
-            counts.add("commit")
+    def _heard(self, answers: list[Answer]) -> None:
+        for answer in answers:
+            transaction = self._in_flight[answer.gid]
+            if not isinstance(answer, Acked if transaction.decided.done() else Prepared):
+                raise SystemExit(f"it never undoes anything, and was told {answer}")
+            transaction.lacking.discard(answer.branch)
+            if transaction.lacking:
+                continue
+            if transaction.decided.done():
+                del self._in_flight[answer.gid]
+                continue
+            transaction.decided.set_result(None)
+            transaction.lacking.update(transaction.branches)
+            for name, participant in transaction.branches.items():
+                self._courier.send(participant, Commit(gid=answer.gid, branch=name))
 
 
-async def _main(plan: dict[str, Any]) -> None:
-    databases = [Postgres(dsn) if dsn.startswith("postgresql:") else MariaDb(dsn) for dsn in plan["dsns"]]
-    counts = Counts()
-    until_s = time.perf_counter() + plan["seconds"] + plan.get("warm_up", 1.0)
-    await asyncio.gather(*(_client(number, plan, databases, until_s, counts) for number in range(plan["clients"])))
-    report(plan, counts)
+async def _healthz(_request: web.Request) -> web.Response:
+    return web.Response()
+
+
+async def _main(port: int, participants: Mapping[str, str]) -> None:
+    application = web.Application()
+    application.router.add_post("/v1/transactions", Coordinator(participants).transact)
+    application.router.add_get("/healthz", _healthz)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    uvloop.run(_main(json.loads(sys.argv[1])))
+    logging.basicConfig()
+    uvloop.run(_main(int(sys.argv[1]), dict(each.split("=", 1) for each in sys.argv[2:])))
