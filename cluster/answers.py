@@ -7,6 +7,7 @@ with a page of its own, ends in one line and not in a traceback.
 import re
 from collections.abc import Callable
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from cluster.calls import Answer, Unreachable
 
@@ -30,6 +31,15 @@ def _note(value: object) -> bool:
 
 def _word(value: object) -> bool:
     return value is None or printable(value)
+
+
+def _url(value: object) -> bool:
+    """One that something can be asked at."""
+    try:
+        parts = urlsplit(value) if isinstance(value, str) and printable(value) else None
+        return parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # half a pair of brackets, or a port that is none
+        return False
 
 
 def _count(value: object) -> bool:
@@ -71,7 +81,7 @@ TRANSACTION: Final[Shape] = {
     "acknowledged_at?": _word,
 }
 PAGE: Final[Shape] = {"transactions": [TRANSACTION], "next?": _word}
-PARTICIPANT: Final[Shape] = {"name": printable, "url": printable}
+PARTICIPANT: Final[Shape] = {"name": printable, "url": _url}
 RECONCILIATION: Final[Shape] = {"open": _flag, "awaits_copy": _flag, "settled": {}}
 OPEN_RECONCILIATION: Final[Shape] = {
     "undecided": _count,
@@ -87,7 +97,7 @@ NODE: Final[Shape] = {
     "leader": _word,
     "level": _count,
     "ready": _flag,
-    "nodes": [{"id": printable, "url": printable, "understands": lambda value: value is None or _count(value)}],
+    "nodes": [{"id": printable, "url": _url, "understands": lambda value: value is None or _count(value)}],
     "trouble": _note,
     "reconciling": _flag,
 }
@@ -95,7 +105,7 @@ PARTICIPANTS: Final[Shape] = {
     "participants": [
         {
             "name": printable,
-            "url": printable,
+            "url": _url,
             "reachable": _flag,
             "owed": _count,
             "trouble": _note,

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import example, given
@@ -385,14 +386,19 @@ class _Told(Caller):
     async def once(self, method: str, url: str, **_: Any) -> Answer:
         if method == "POST" and "/v1/" in url:
             return Answer(200, _parsed(self.said["a transaction"]))
-        path = "/" + url.split("/", 3)[3].partition("?")[0]
+        path = urlsplit(url).path
         return Answer(200, _parsed(self.said.get(path, self.said["a transaction"])))
+
+
+def _well() -> dict[str, bytes]:
+    """All as it should be."""
+    return {path: as_json(plain) for path, plain in PATHS.items()} | {"a transaction": as_json(TXN)}
 
 
 @st.composite
 def told(draw: st.DrawFn) -> Told:
     """One of them in another way than it should."""
-    said = {path: as_json(plain) for path, plain in PATHS.items()} | {"a transaction": as_json(TXN)}
+    said = _well()
     path = draw(st.sampled_from(sorted(said)))
     plain = PATHS.get(path, TXN)
     said[path] = draw(altered(st.just(plain)).map(as_json) | damaged(st.just(said[path])))
@@ -425,13 +431,16 @@ def nodes_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
 @example(("doctor",), dict.fromkeys([*PATHS, "a transaction"], b'{"nodes":7}'), False)
 @example(("tx", "show", "m-1-1"), dict.fromkeys([*PATHS, "a transaction"], b"[" * 2000), True)
 @example(("tx", "show", "m-1-1"), dict.fromkeys([*PATHS, "a transaction"], b"[" * 500 + b"]" * 500), True)
+@example(COMMANDS[6], _well() | {"/v1/participants/stock": as_json({**LANE, "url": "http://["})}, False)
+@example(COMMANDS[6], _well() | {"/v1/participants/stock": as_json({**LANE, "url": ""})}, False)
+@example(COMMANDS[10], _well() | {"/v1/participants": as_json({"participants": [{**LANE, "url": "http://["}]})}, False)
 def test_whatever_answers_commands_end_with_a_status(words: tuple[str, ...], said: Told, as_json_too: bool) -> None:
     tells(words, said, as_json_too=as_json_too)
 
 
 @pytest.mark.usefixtures("nodes_as_told")
 def test_commands_understand_what_nodes_say() -> None:
-    said = {path: as_json(plain) for path, plain in PATHS.items()} | {"a transaction": as_json(TXN)}
+    said = _well()
     found = [tells(words, said, as_json_too=False) for words in COMMANDS]
     assert found == [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 2], "the abort comes too late, and a participant is down"
 
