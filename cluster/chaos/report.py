@@ -45,7 +45,7 @@ th { color: var(--faint); font-weight: 600; font-size: .85rem }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 td ul { margin: .1rem 0 .3rem; padding-left: 1.1rem } .ok { color: var(--ok) } .failed { color: var(--failed) }
 td.mark { font-weight: 700; white-space: nowrap } td.name { font-weight: 600; white-space: nowrap }
-summary { cursor: pointer; margin-bottom: .5rem } summary h2 { display: inline }
+details { margin-top: 2rem } summary { cursor: pointer; margin-bottom: .5rem } summary h2 { display: inline }
 """
 
 
