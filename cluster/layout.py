@@ -103,7 +103,7 @@ def read_running(data: Path) -> Running | None:
         raise ProcessTrouble(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProcessTrouble(
-            f"{path} is damaged ({type(error).__name__}: {error}); end what still runs and remove that file, "
+            f"{path} is damaged ({type(error).__name__}: {error!s:.200}); end what still runs and remove that file, "
             "the nodes' data stays"
         ) from error
 

@@ -148,6 +148,7 @@ def finds(content: bytes, read: Callable[[Path], Running | None] = read_running)
 
 @examples(100)
 @given(RUNNINGS)
+@example(as_json({**RUNNING, "nodes": [{**ROW, "[" * 2000: 1}]}))
 def test_a_damaged_note_of_what_runs_is_refused(content: bytes) -> None:
     finds(content)
 
