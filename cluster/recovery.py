@@ -7,7 +7,7 @@ cluster by the same way.
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -122,8 +122,8 @@ def choose(remains: Sequence[Remains], nodes: int) -> Remains:
     return max(usable, key=lambda each: each.log.committed if each.log is not None else 0)
 
 
-def save_copy(remains: Remains, file: Path, *, now_ms: int) -> CopyHeader:
-    """Write what was found as a copy, synced; only its owner can read it. Raises `ProcessTrouble`."""
+def copy_of(remains: Remains, *, now_ms: int) -> tuple[CopyHeader, Iterator[bytes]]:
+    """What was found as a copy, part by part."""
     ledger = remains.ledger
     assert ledger is not None, "chosen because it could be read"
     newest = ledger.newest()
@@ -138,10 +138,16 @@ def save_copy(remains: Remains, file: Path, *, now_ms: int) -> CopyHeader:
         newest=None if newest is None else str(newest),
         certain=False,
     )
+    return header, written(header, cut(ledger.snapshot()()))
+
+
+def save_copy(remains: Remains, file: Path, *, now_ms: int) -> CopyHeader:
+    """Write what was found as a copy, synced; only its owner can read it. Raises `ProcessTrouble`."""
+    header, parts = copy_of(remains, now_ms=now_ms)
     try:
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(handle, "wb") as out:
-            out.writelines(written(header, cut(ledger.snapshot()())))
+            out.writelines(parts)
             out.flush()
             os.fsync(out.fileno())
         _sync_folder(file.absolute().parent)

@@ -994,7 +994,7 @@ class Driver:
                 "into a new cluster of the same name (docs/RECOVERY.md)"
             )
 
-    async def log(self, entry: RestoreEntry, size: int) -> Applied:
+    async def log(self, entry: RestoreEntry | Enlisted, size: int) -> Applied:
         """What came of an entry of a restore, or of what follows one. Raises `NotLeader`, `OutcomeUnknown`, ..."""
         self._require_leading()
         self._require_level(2, "restores")

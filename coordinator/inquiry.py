@@ -4,7 +4,7 @@ Runs on every node, and acts on the one that leads while a range is open (`lost.
 participant what it holds prepared of the range; ask about each transaction that is not decided here; log what follows
 from the answers (`reconcile.py`), before anybody can hear of it. What is logged is carried out as always. When in two
 rounds, one after the other, all have answered and nothing of the range is prepared or undecided, the range is closed:
-two, because a prepare may have been under way in the first.
+two, because a prepare may have been under way in the first. Between them all are told that the range is over.
 
 All of it is soft state but what is logged: the next leader begins with a round of its own.
 """
@@ -27,10 +27,10 @@ from coordinator.errors import OutlastError
 from coordinator.facts import Participant, Verdict
 from coordinator.ledger import Ledger
 from coordinator.lost import LostRange
-from coordinator.protocol.entries import LostRangeNoted, Reconciled
+from coordinator.protocol.entries import Enlisted, LostRangeNoted, Reconciled
 from coordinator.protocol.messages import Gid
 from coordinator.protocol.transaction import Decision, Transaction
-from coordinator.reconcile import Judgement, Release, Testimony, Wait, judge_active, judge_copied, judge_unknown
+from coordinator.reconcile import Found, Judgement, Release, Testimony, Wait, judge_active, judge_copied, judge_unknown
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ _ANSWER_BYTES_MAX: Final = 8 << 20
 _BRANCHES_MAX: Final = 1_000
 """Of one transaction at one participant, or as many as this node allows a transaction: they go into one entry."""
 _QUIET_ROUNDS: Final = 2
+_PATIENT_ROUNDS: Final = 10
+"""For decisions to be carried out that the copy holds, before the range is closed without that."""
 _LOOK_S: Final = 0.5
 """Between looks whether there is anything to find out."""
 _PAUSE_S: Final = 0.2
@@ -80,6 +82,9 @@ class Inquiry:
         self._settled: Counter[str] = Counter()
         self._waits: dict[str, tuple[str, ...]] = {}
         self._quiet = 0
+        self._patience = _PATIENT_ROUNDS
+        self._fenced: int | None = None
+        """The end of the range of which all were told that it is over."""
         self._rounds = 0
         self._alarmed: set[str] = set()
 
@@ -141,7 +146,8 @@ class Inquiry:
         while True:
             lost = self._ledger.lost
             if lost is None or not self._driver.leading:
-                self._quiet, self._views, self._waits = 0, {}, {}
+                self._quiet, self._fenced, self._views, self._waits = 0, None, {}, {}
+                self._patience = _PATIENT_ROUNDS
                 await asyncio.sleep(_LOOK_S)
                 continue
             try:
@@ -185,7 +191,13 @@ class Inquiry:
             name in without or (view.exhaustive and not view.prepared) for name, view in self._views.items()
         )
         self._quiet = self._quiet + 1 if quiet else 0
-        if self._quiet >= _QUIET_ROUNDS and self._open(lost):
+        if self._quiet >= _QUIET_ROUNDS and self._fenced != lost.high and not lost.without:
+            if self._patience and any(number <= lost.high for number in self._ledger.unfinished):
+                self._patience -= 1  # what is decided is carried out meanwhile, as a rule
+            elif await self._fence(asked, lost):
+                # Looked at once more: what came before the fence is seen now, and nothing comes after it.
+                self._fenced, self._quiet = lost.high, _QUIET_ROUNDS - 1
+        elif self._quiet >= _QUIET_ROUNDS and self._open(lost):
             applied = await self._driver.log(LostRangeNoted(closed=True), 50)
             if applied.verdict is Verdict.APPLIED:
                 _log.warning("all is found out that can be after the restore: %s", self._counts())
@@ -200,7 +212,7 @@ class Inquiry:
         return self._driver.leading and self._ledger.lost is not None and self._ledger.lost.high == lost.high
 
     async def _carry_out(self, judged: list[tuple[str, Judgement]]) -> bool:
-        entries: list[Reconciled] = []
+        entries: list[Reconciled | Enlisted] = []
         released = False
         for gid, judgement in judged:
             match judgement:
@@ -210,18 +222,20 @@ class Inquiry:
                 case Release():
                     self._driver.release(gid)
                     released = True
+                case Found():
+                    entries += judgement.branches
                 case Reconciled():
                     entries.append(judgement)
         results = await asyncio.gather(
-            *(
-                self._driver.log(entry, 300 + sum(len(plan.name) + len(plan.participant) for plan in entry.branches))
-                for entry in entries
-            ),
+            *(self._driver.log(entry, _size_of(entry)) for entry in entries),
             return_exceptions=True,
         )
         errors = [result for result in results if isinstance(result, BaseException)]
         for entry, result in zip(entries, results, strict=True):
             if isinstance(result, BaseException) or result.verdict is not Verdict.APPLIED:
+                continue
+            if isinstance(entry, Enlisted):
+                _log.info("%s has a branch at %s, enlisted after the copy was made", entry.gid, entry.participant)
                 continue
             what = {Decision.COMMIT: "committed", Decision.ABORT: "aborted", None: "forgotten"}[entry.decision]
             self._settled[what] += 1
@@ -249,6 +263,37 @@ class Inquiry:
         # What is at work may be prepared a moment later.
         view.exhaustive = total == len(rows) and body.get("working", 0) == 0
         return view
+
+    async def _fence(self, asked: dict[str, Participant], lost: LostRange) -> bool:
+        """Tell all that the range is over; True once everybody has heard it.
+
+        An application may have begun a transaction in the range, and prepare a branch of it only now. Nobody could say
+        later what becomes of that, so no participant must take it any more: it is below the floor, which is as high as
+        what is owed to the participant allows. The message is an abort, of a gid that was never given out: it is acked,
+        and nothing but the floor is written. Where somebody is left out nobody is told: should it come back meanwhile,
+        what the others would drop is what it needs.
+        """
+        # The range ends with the base of the new epochs, which is nobody's epoch itself.
+        nothing = str(Gid(self._ledger.cluster, Gid.of_number(self._ledger.cluster, lost.high).epoch, 0))
+
+        def floor(name: str) -> str:
+            owed = [
+                number
+                for number, txn in self._ledger.unfinished.items()
+                if any(branch.participant == name for branch in txn.branches)
+            ]
+            return str(Gid.of_number(self._ledger.cluster, min([lost.high + 1, *owed])))
+
+        async def tell(participant: Participant) -> bool:
+            body = {"gid": nothing, "branch": "none", "epoch": self._ledger.epoch, "floor": floor(participant.name)}
+            try:
+                await self._call(participant, "/abort", body)
+            except _NoAnswer as error:
+                self._views[participant.name].trouble = str(error)
+                return False
+            return True
+
+        return all(await asyncio.gather(*(tell(participant) for participant in asked.values())))
 
     async def _testimonies(
         self, asked: dict[str, Participant], held: Sequence[Transaction], unknown: Sequence[str]
@@ -326,18 +371,23 @@ class Inquiry:
         return rows
 
     async def _get(self, participant: Participant, path: str) -> dict[str, Any]:
+        return await self._call(participant, path, None)
+
+    async def _call(self, participant: Participant, path: str, told: dict[str, Any] | None) -> dict[str, Any]:
+        """The answer to a question, or to what it is `told`. Raises `_NoAnswer`."""
         url = participant.url.rstrip("/") + path
         parts = urlsplit(url)
         token = self._config.participant_token
         if token is not None and parts.scheme != "https" and not is_loopback(parts.hostname or ""):
             raise _NoAnswer("a token goes beyond loopback only over TLS; register an https URL")
         try:
-            async with self._connected().get(url, allow_redirects=False) as response:
+            method = "GET" if told is None else "POST"
+            async with self._connected().request(method, url, json=told, allow_redirects=False) as response:
                 raw = await response.content.read(_ANSWER_BYTES_MAX)
                 while not response.content.at_eof() and len(raw) < _ANSWER_BYTES_MAX:
                     raw += await response.content.read(_ANSWER_BYTES_MAX - len(raw))
-                if response.status != 200:
-                    raise _NoAnswer(f"status {response.status} to GET /branches")
+                if response.status != 200 and (told is None or response.status != 409):  # which is an answer, too
+                    raise _NoAnswer(f"status {response.status} to {method} {path.partition('?')[0]}")
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise _NoAnswer(f"no answer: {error or type(error).__name__}") from error
         return _object(raw)
@@ -365,6 +415,10 @@ def _object(raw: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise _NoAnswer("GET /branches was answered with something else than an object")
     return body
+def _size_of(entry: Reconciled | Enlisted) -> int:
+    if isinstance(entry, Enlisted):
+        return 300
+    return 300 + sum(len(plan.name) + len(plan.participant) for plan in entry.branches)
 
 
 def _rows(body: dict[str, Any]) -> list[tuple[str, str, str]]:

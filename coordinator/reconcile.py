@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from coordinator.protocol.entries import BranchPlan, BranchVote, Reconciled
+from coordinator.protocol.entries import BranchPlan, BranchVote, Enlisted, Reconciled
 from coordinator.protocol.transaction import Decision, Transaction, VoteKind
 
 
@@ -56,7 +56,14 @@ class Wait:
     names: tuple[str, ...]
 
 
-Judgement = Reconciled | Release | Wait
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """An application enlisted these after the copy was made: note them first, so that they hear of the abort, too."""
+
+    branches: tuple[Enlisted, ...]
+
+
+Judgement = Reconciled | Release | Wait | Found
 
 
 def judge_unknown(gid: str, told: Mapping[str, Testimony | None], without: AbstractSet[str]) -> Judgement:
@@ -108,7 +115,9 @@ def judge_active(txn: Transaction, told: Mapping[str, Testimony | None], without
     """One that the copy holds active: its application may have enlisted others since, and asked for the commit.
 
     told: by every registered participant. What somebody has committed leaves the ledger, and is then like one that the
-    ledger never knew: whoever holds it prepared is told to commit.
+    ledger never knew: whoever holds it prepared is told to commit. So does one that is over and perhaps was committed,
+    with its records dropped: it is below a floor, which did not rise above it while it was active, and nobody holds it
+    prepared. But whoever is named in the copy must have voted for a commit, and have that on record.
     """
     states = {state for each in told.values() for _branch, state in (() if each is None else each.branches)}
     if "committed" in states:
@@ -120,7 +129,36 @@ def judge_active(txn: Transaction, told: Mapping[str, Testimony | None], without
         for name, each in told.items()
         if name not in without and (each is None or not (each.can_tell or each.branches))
     )
-    return Wait(names=waiting) if waiting else _aborted(txn, "its commit was not asked for when the copy was made")
+    if waiting:
+        return Wait(names=waiting)
+    known = {branch.name for branch in txn.branches}
+    lacking = {
+        branch: participant
+        for participant, each in told.items()
+        for branch, state in (() if each is None else each.branches)
+        if state == "prepared" and branch not in known
+    }
+    if lacking:
+        return Found(
+            branches=tuple(
+                Enlisted(gid=txn.gid, branch=branch, participant=participant) for branch, participant in lacking.items()
+            )
+        )
+    ended = any(each is not None and each.ended for each in told.values())
+    if ended and "prepared" not in states and not any(_never_voted(txn, name, told) for name in _named(txn)):
+        return Reconciled(gid=txn.gid, reason="it ended in what was lost, and nobody knows how")
+    return _aborted(txn, "its commit was not asked for when the copy was made")
+
+
+def _named(txn: Transaction) -> set[str]:
+    return {branch.participant for branch in txn.branches}
+
+
+def _never_voted(txn: Transaction, name: str, told: Mapping[str, Testimony | None]) -> bool:
+    """Whether a participant that the copy names has no record of a branch, although none can have been dropped."""
+    each = told.get(name)
+    mine = [branch.name for branch in txn.branches if branch.participant == name]
+    return each is not None and each.can_tell and not each.ended and any(each.state(one) is None for one in mine)
 
 
 def judge_copied(txn: Transaction, told: Mapping[str, Testimony | None], without: AbstractSet[str]) -> Judgement:

@@ -33,7 +33,7 @@ from coordinator.protocol.messages import (
     Refused,
     Stamp,
 )
-from participants.manager import BranchId, Envelope, InDoubt
+from participants.manager import BranchId, Envelope, InDoubt, Unavailable
 from participants.settings import ServerSettings
 
 _log = logging.getLogger(__name__)
@@ -67,6 +67,8 @@ class _Coordinator:
 class Resolver:
     """Asks about prepared branches. `finish` is given the decision, and says what the resource manager answered.
 
+    held: lists what is prepared, and raises `Unavailable`.
+
     `hear` must be called with every answer that the manager gives.
     """
 
@@ -75,8 +77,10 @@ class Resolver:
         settings: ServerSettings,
         finish: Callable[[Envelope], Awaitable[Answer | None]],
         *,
+        held: Callable[[], Awaitable[Sequence[InDoubt]]],
         rng: random.Random | None = None,
     ) -> None:
+        self._held = held
         self._settings = settings
         self._finish = finish
         self._random = rng if rng is not None else random.Random()  # noqa: S311  # spreads questions, keeps no secret
@@ -210,6 +214,9 @@ class Resolver:
         if outcome is not None:
             await self._end(key, doubt, outcome)
             return
+        if status in _ALARMS and not doubt.alarmed and not await self._is_held(key):
+            self._doubts.pop(key, None)
+            return
         if status in _ALARMS and not doubt.alarmed:
             doubt.alarmed = True
             _log.error(
@@ -223,6 +230,13 @@ class Resolver:
         if retry_after is not None:
             pause_s = max(pause_s, min(retry_after, self._settings.ask_backoff_cap_s))
         self._push(key, doubt, pause_s)
+
+    async def _is_held(self, key: BranchId) -> bool:
+        """Whether it is prepared still: it may have ended, and the answer that said so was lost."""
+        try:
+            return any(BranchId(each.gid, each.branch) == key for each in await self._held())
+        except Unavailable:
+            return True
 
     def _next_coordinator(self, doubt: _Doubt) -> _Coordinator:
         """In turn, but those that do not answer are left alone for a while, unless none else is there."""

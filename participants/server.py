@@ -112,7 +112,7 @@ class Participant:
         self._manager = manager
         self._settings = settings
         self._loop = asyncio.get_running_loop()
-        self._resolver = Resolver(settings, self._finish, rng=rng)
+        self._resolver = Resolver(settings, self._finish, held=manager.in_doubt, rng=rng)
         self._intake = Intake(manager, settings, heard=self._heard, lost=self._lost)
         self._metrics = Metrics(
             prepared=lambda: self._resolver.held,

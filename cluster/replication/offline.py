@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from cluster.replication import standing
-from cluster.replication.raft_journal import file_journal
+from cluster.replication.raft_journal import RaftJournal, file_journal
 from cluster.replication.snapshot import Snapshots, recover
 
 _REGULAR: Final = 0
@@ -55,7 +55,11 @@ def read_committed(folder: Path, machine: Readable) -> Offline:
     A torn end is repaired, as a start of the node would do; nothing else changes. Raises `CannotStart` (the node runs,
     the journal is damaged, ...), OSError, and what the machine raises.
     """
-    journal = file_journal(folder)()
+    return committed_of(file_journal(folder)(), machine)
+
+
+def committed_of(journal: RaftJournal, machine: Readable) -> Offline:
+    """The same with a journal that is open already, and is closed by this."""
     try:
         marker = standing.load(journal.disk)
         found = recover(Snapshots(journal.disk), journal, machine.restore)

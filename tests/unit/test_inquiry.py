@@ -8,10 +8,10 @@ import pytest
 from cluster.replication.memory import MemoryLog
 from coordinator.inquiry import Inquiry
 from coordinator.ledger import Ledger
-from coordinator.protocol.entries import Reconciled
-from coordinator.protocol.messages import Abort, Commit, Prepare, Stamp
+from coordinator.protocol.entries import Enlisted, Reconciled
+from coordinator.protocol.messages import Abort, Commit, Gid, Prepare, Stamp
 from coordinator.protocol.transaction import Branch, Transaction
-from coordinator.reconcile import Release, Wait, judge_active, judge_copied, judge_unknown
+from coordinator.reconcile import Found, Release, Wait, judge_active, judge_copied, judge_unknown
 from coordinator.reconcile import Testimony as Said
 from participants.manager import Envelope, Unavailable
 from participants.null import NullManager
@@ -119,15 +119,42 @@ def test_of_what_the_copy_holds_undecided(told, wanted):
         ((NOTHING, COMMITTED), "forgotten"),
         ((SILENT, COMMITTED), "forgotten"),
         ((PREPARED, ABORTED), "abort"),
-        ((PREPARED, PREPARED), "abort"),
         ((NOTHING, NOTHING), "abort"),
         ((NOTHING, MUTE), "wait p1"),
         ((NOTHING, SILENT), "wait p1"),
+        # Below the floor: over, and its records are dropped. It may have been committed.
+        ((NOTHING, ENDED), "forgotten"),
+        ((ENDED, ENDED), "forgotten"),
+        ((ENDED, READ_ONLY), "forgotten"),
+        ((ENDED, ABORTED), "abort"),
+        ((ENDED, SILENT), "wait p1"),
     ],
 )
 def test_of_what_the_copy_holds_active(told, wanted):
     txn = Transaction(gid="m-5-1", protocol="2pc", epoch=5, branches=(), timeout_ms=1, started_at=0, active=True)
     assert outcome(judge_active(txn, of(*told), NOBODY)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        ((PREPARED, NOTHING), "abort"),
+        ((NOTHING, ENDED), "abort"),  # whoever has voted keeps a record of it, or has a floor above it
+        ((PREPARED, ENDED), "abort"),  # what is prepared has not ended
+        ((ENDED, NOTHING), "forgotten"),
+    ],
+)
+def test_of_a_branch_that_the_copy_holds_active(told, wanted):
+    branches = (Branch(name="b0", participant="p0", payload=b"1"),)
+    txn = Transaction(gid="m-5-1", protocol="2pc", epoch=5, branches=branches, timeout_ms=1, started_at=0, active=True)
+    assert outcome(judge_active(txn, of(*told), NOBODY)) == wanted
+
+
+def test_a_branch_that_came_after_the_copy_is_noted_before_the_abort():
+    branches = (Branch(name="b0", participant="p0", payload=b"1"),)
+    txn = Transaction(gid="m-5-1", protocol="2pc", epoch=5, branches=branches, timeout_ms=1, started_at=0, active=True)
+    judgement = judge_active(txn, of(PREPARED, PREPARED), NOBODY)
+    assert judgement == Found(branches=(Enlisted(gid="m-5-1", branch="b1", participant="p1"),))
 
 
 # ------------------------------------------------------------------------------------------------ a node that asks
@@ -212,6 +239,12 @@ class Life:
 
 
 @pytest.fixture
+def records_stay(monkeypatch):
+    """Participants drop what is below the floor; here it is looked at when all is over."""
+    monkeypatch.setattr("participants.null.prunable", lambda *_: False)
+
+
+@pytest.fixture
 async def world():
     """Cluster `test` did 3 transactions, was copied, and went on by itself up to epoch 7."""
     world = World(NullManager(), NullManager())
@@ -241,6 +274,7 @@ async def test_all_that_was_told_is_there_and_new_work_goes_on(world):
         assert (again.status, again.code) == (409, "not_empty")
 
 
+@pytest.mark.usefixtures("records_stay")
 async def test_what_was_lost_is_found_out(world):
     gids = ["test-5-1", "test-5-2", "test-6-1", "test-7-1"]
     both_committed, torn, both_prepared, one = gids
@@ -262,6 +296,17 @@ async def test_what_was_lost_is_found_out(world):
         assert (await life.node.show(torn))["reason"] == "a participant has committed it"
 
 
+async def test_when_it_is_over_nothing_of_the_range_is_taken_any_more(world):
+    async with Life(world) as life:
+        base = (await life.restore())["epoch_base"]
+        await life.register()
+        await life.closed()
+        for manager in (world.a, world.b):
+            known = await getattr(manager, "_manager", manager).known(["test-5-9"])
+            assert Gid.of_number("test", known.floor) == Gid("test", base + 1, 0)
+
+
+@pytest.mark.usefixtures("records_stay")
 @pytest.mark.parametrize("left_out", [False, True])
 async def test_who_does_not_answer_is_waited_for(world, left_out):
     gid = "test-5-1"
@@ -318,6 +363,7 @@ async def undecided_copy(world, fates):
     return gids
 
 
+@pytest.mark.usefixtures("records_stay")
 async def test_what_the_copy_holds_undecided_is_asked_about_first():
     world = World(NullManager(), NullManager())
     fates = ["cp", "pp", "cc", "pa", "p-", "--"]
@@ -352,6 +398,7 @@ async def test_what_has_ended_and_nobody_knows_how_is_forgotten():
         assert (reply.status, reply.code) == (410, "forgotten")
 
 
+@pytest.mark.usefixtures("records_stay")
 async def test_who_cannot_tell_is_asked_to_prepare_again():
     world = World(NullManager(), NullManager())
     committed, torn = await undecided_copy(world, ["cc", "pc"])
@@ -380,6 +427,7 @@ async def test_participants_are_told_no_floor_meanwhile(world, scripted):
         assert (await world.states(gid))[gid] == "cp"
 
 
+@pytest.mark.usefixtures("records_stay")
 async def test_what_is_at_work_is_waited_for(world):
     """A prepare of the lost cluster that takes long: it would be prepared after all was said to be over."""
     gid, gate = "test-6-5", asyncio.Event()
@@ -515,6 +563,7 @@ async def test_a_copy_of_another_cluster(world):
         assert node.node.ledger.staged is None
 
 
+@pytest.mark.usefixtures("records_stay")
 async def test_those_that_wait_for_one_who_is_away_do_not_keep_the_rest_from_being_looked_at(monkeypatch):
     monkeypatch.setattr("coordinator.inquiry._PER_ROUND", 1)
     world = World(NullManager(), NullManager())

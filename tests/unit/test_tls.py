@@ -744,6 +744,10 @@ async def test_a_participant_in_doubt_believes_only_verified_coordinators(
         return Acked(gid=envelope.message.gid, branch=envelope.message.branch, state="aborted")
 
     found = [InDoubt(gid="test-1-1", branch="b", prepared_at=0.0)]
+
+    async def held() -> list[InDoubt]:
+        return found
+
     async with (
         oracle(acceptor(stranger.node("n1"))) as (false, lied),
         oracle(acceptor(pki.node("n1"))) as (true, heard),
@@ -751,14 +755,14 @@ async def test_a_participant_in_doubt_believes_only_verified_coordinators(
         settings = ServerSettings(
             coordinators=(false,), coordinator_token=TOKEN, coordinator_ca=pki.ca, ask_backoff_s=0.01
         )
-        resolver = Resolver(settings, finish)
+        resolver = Resolver(settings, finish, held=held)
         resolver.start(found, tls=coordinator_context(settings))
         await eventually(lambda: "does not answer" in caplog.text)
         await resolver.stop()
         assert not finished
         assert not lied
         settings = replace(settings, coordinators=(false, true))
-        resolver = Resolver(settings, finish)
+        resolver = Resolver(settings, finish, held=held)
         resolver.start(found, tls=coordinator_context(settings))
         await eventually(lambda: finished)
         await resolver.stop()
