@@ -107,8 +107,9 @@ class Application(Client):
             if answer is None:
                 raise _GivesUp(f"{bank} is perhaps not enlisted")
             status, told = answer
+            self._perhaps_missed(gid, status)
             if status != 200:
-                if told["code"] not in ("not_active", "participant_backlog"):
+                if told["code"] not in ("not_active", "participant_backlog", "forgotten"):
                     self.world.defect(f"{self.name}: {bank} is not enlisted in {gid}: {status} {told}")
                 raise _GivesUp(f"{bank} is not enlisted: {told['code']}")
             payload = wish["payload"]
@@ -139,12 +140,18 @@ class Application(Client):
         if answer is None:
             return False
         status, told = answer
-        if status not in (200, 202):
+        self._perhaps_missed(gid, status)
+        if status not in (200, 202, 404, 410):
             self.world.defect(f"{self.name}: commit of {gid}: {status} {told}")
+        if status not in (200, 202):
             return False
         self._saw(told, f"{self.name} asked for the commit")
         self.world.note(self.name, f"commit {gid}: {told['state']}")
         return told["decision"] is not None
+
+    def _perhaps_missed(self, gid: str, status: int) -> None:
+        if status in (404, 410):
+            self.world.hear("missed", self.name, gid, status)
 
     async def _insist(
         self, path: str, body: Any, headers: dict[str, str] | None = None, *, last: bool = False

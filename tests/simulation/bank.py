@@ -17,7 +17,7 @@ from typing import Any
 from coordinator.codec import json_value
 from coordinator.protocol.messages import Answer, Commit, Gid, Prepare, Prepared, ReadOnly, Refused, Vote
 from participants import resource
-from participants.manager import BranchId, Envelope, InDoubt, Unavailable
+from participants.manager import BranchId, Envelope, InDoubt, Known, KnownBranch, Unavailable
 from participants.prepared import NOT_ENLISTED, is_enlisted
 from participants.resource import Branch, Horizon, State, Work
 from tests.simulation.machines import Machine
@@ -148,6 +148,20 @@ class Bank:
     async def in_doubt(self) -> Sequence[InDoubt]:
         since = self.tables["since"]
         return [InDoubt(gid=key.gid, branch=key.branch, prepared_at=at) for key, at in since.items()]
+
+    async def known(self, gids: Sequence[str]) -> Known:
+        """What is on record of some transactions of one cluster."""
+        await self._sync()
+        parsed = Gid.parse(gids[0])
+        assert parsed is not None
+        horizon = self.tables["horizons"].get(parsed.cluster, Horizon())
+        wanted = set(gids)
+        branches = [
+            KnownBranch(gid=key.gid, branch=key.branch, state=branch.state.value)
+            for key, branch in self.tables["branches"].items()
+            if key.gid in wanted
+        ]
+        return Known(branches=tuple(branches), epoch=horizon.epoch, floor=horizon.floor)
 
     async def close(self) -> None:
         pass

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 
 API_PORT = 8000
 ACCOUNTS = ("a", "b", "c", "d")
-_NOT_DONE = ("no_leader", "shutting_down", "too_many_in_flight", "participant_backlog", "too_many_connections")
+_NOT_DONE = (
+    "no_leader",
+    "shutting_down",
+    "too_many_in_flight",
+    "participant_backlog",
+    "too_many_connections",
+    "awaiting_copy",
+)
 """Codes of answers that say that nothing was done."""
 
 

@@ -204,6 +204,32 @@ COMBINED = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Disaster:
+    """All nodes are lost, but for a copy: the cluster is made anew from it, as its next generation.
+
+    survivor: the node whose disk is left, which is what the copy is made of; "": a backup was made before.
+    backup_s: when that was. down_s: until the new nodes start.
+    """
+
+    at_s: float
+    down_s: float
+    survivor: str = ""
+    backup_s: float = 0.0
+
+    def __str__(self) -> str:
+        source = f"the disk of {self.survivor}" if self.survivor else f"a backup of {self.backup_s:.3f}"
+        return f"{self.at_s:.3f} disaster: all is lost but {source}; anew after {self.down_s:.3f} s"
+
+
+def drawn_disaster(rng: random.Random, heal_s: float) -> Disaster:
+    """At any moment that leaves time for what follows."""
+    at_s, down_s = rng.uniform(1.5, heal_s - 2.0), rng.uniform(0.3, 1.5)
+    survivor = rng.choice(("", *NODES))
+    backup_s = 0.0 if survivor else max(0.5, at_s - rng.choice((0.1, 0.5, 1.5, 4.0)) * rng.uniform(0.5, 1.0))
+    return Disaster(at_s=round(at_s, 3), down_s=round(down_s, 3), survivor=survivor, backup_s=round(backup_s, 3))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A run, but for its chances: what goes wrong, when that ends, and who is not healed."""
 
@@ -215,6 +241,7 @@ class Plan:
     """Nodes that begin with software of the oldest level, and are upgraded on the way, or when all is healed ..."""
     stays_old: str = ""
     """... but for this one, which is not."""
+    disaster: Disaster | None = None
 
 
 def in_order(faults: list[Fault], heal_s: float) -> tuple[Fault, ...]:
@@ -251,6 +278,14 @@ def draw(seed: int) -> Plan:
             faults.append(
                 Fault(at_s=round(at_s, 3), kind="upgrade", who=name, for_s=round(for_s, 3), size=round(rng.random(), 3))
             )
-    return Plan(
+    plan = Plan(
         faults=in_order(faults, heal_s), heal_s=round(heal_s, 3), left_out=left_out, old=old, stays_old=stays_old
     )
+    rng = random.Random(f"disaster {seed}")
+    return struck(plan, drawn_disaster(rng, heal_s)) if rng.random() < 0.2 else plan
+
+
+def struck(plan: Plan, disaster: Disaster) -> Plan:
+    """The plan with that, and without what does not go with it: a new cluster begins with all of its nodes."""
+    faults = tuple(fault for fault in plan.faults if fault.kind not in ("lost disk", "upgrade"))
+    return replace(plan, faults=faults, left_out="", old=(), stays_old="", disaster=disaster)

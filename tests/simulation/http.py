@@ -6,6 +6,7 @@ from typing import Any
 
 import httptools
 
+from coordinator.copies import MAGIC
 from tests.simulation.machines import SimLoop
 
 
@@ -58,13 +59,15 @@ async def call(
     headers: dict[str, str] | None = None,
     within_s: float,
 ) -> tuple[int, Any]:
-    """Status and JSON of the answer. Raises `NoAnswer`."""
+    """Status and JSON of the answer, or its bytes where it is a copy of a ledger. Raises `NoAnswer`."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, SimLoop)
     answer: asyncio.Future[tuple[int, bytes]] = loop.create_future()
-    raw = b"" if body is None else json.dumps(body).encode()
+    raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     lines = [f"{method} {path} HTTP/1.1", f"Host: {address}:{port}", f"Content-Length: {len(raw)}"]
-    if raw:
+    if isinstance(body, bytes):
+        lines.append("Content-Type: application/octet-stream")
+    elif raw:
         lines.append("Content-Type: application/json")
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     transport = None
@@ -80,4 +83,6 @@ async def call(
     finally:
         if transport is not None:
             transport.close()
+    if text.startswith(MAGIC):
+        return status, text
     return status, json.loads(text) if text else None

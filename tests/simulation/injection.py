@@ -40,6 +40,8 @@ class Injector:
         world.note("world", f"FAULT {fault.kind} {who or ''} {fault.other} {fault.for_s:.2f}s size {fault.size:.4g}")
         if who is None:
             world.net.count("fault with nobody to hit")
+        elif world.is_down:
+            world.net.count("fault while there is no cluster")
         else:
             self.inject(fault, who)
         world.hear("injected", fault)

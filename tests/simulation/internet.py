@@ -10,7 +10,7 @@ import asyncio
 import random
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from tests.simulation.machines import LIFE, Life, Machine, SimLoop
@@ -135,6 +135,14 @@ class Tcp:
                     if not power:
                         end.say("reset", None)
 
+    def sever(self, machines: Collection[str]) -> None:
+        """Of what these said when they lived, nothing is heard any more."""
+        for connection in self.connections.values():
+            if any(end.machine.name in machines and not end.life.alive for end in connection.ends):
+                connection.severed = True
+                for end in connection.ends:
+                    end.held = deque(each for each in end.held if each[0] != "data")
+
     def _changed(self) -> None:
         for connection in list(self.connections.values()):
             for end in connection.ends:
@@ -160,6 +168,8 @@ class Connection:
         one, other = End(self, near, near_name, far_name), End(self, far, far_name, near_name)
         one.peer, other.peer = other, one
         self.ends = (one, other)
+        self.severed = False
+        """What is still on its way never arrives."""
 
     def gone(self) -> None:
         if all(end.closed for end in self.ends) and not any(end.held for end in self.ends):
@@ -258,6 +268,8 @@ class End(asyncio.Transport):
     # What arrives. World's business: no life.
 
     def arrives(self, kind: str, data: bytes | None) -> None:
+        if kind == "data" and self.connection.severed:
+            return
         if self.held or not self.net.passes(self.peer.machine.name, self.machine.name):
             if not self.closed:
                 self.net.count("tcp held by a cut")

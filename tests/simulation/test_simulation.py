@@ -32,6 +32,8 @@ EFFECTS = (
     "applications that are told to wait for an upgrade",
     "applications that prepare too late",
     "died in a write",
+    "disasters after which a backup was left",
+    "disasters after which one disk was left",
     "doubled",
     "failed syncs of banks",
     "fault: upgrade",

@@ -36,9 +36,11 @@ from tests.simulation.faults import (
     deposed_again_and_again,
     deposed_on_slow_disks,
     drawn,
+    drawn_disaster,
     in_order,
     late_messages,
     leader_forgets_alone,
+    struck,
 )
 from tests.simulation.injection import Injector
 from tests.simulation.replicas import (
@@ -196,6 +198,15 @@ class WaitsForNobody(Driver):
         return self._config.compatibility.announced
 
 
+class AsksNobody(Ledger):
+    """A copy is taken for all that ever was: nothing came after it."""
+
+    def _install(self, header: Any, entry: Any) -> Any:
+        result = super()._install(header, entry)
+        self.lost = None
+        return result
+
+
 class JudgesKeysEarly(Ledger):
     """A key is looked up when a request comes in, and not when it is applied."""
 
@@ -290,6 +301,8 @@ class Variant:
     caught_by: tuple[str, ...]
     often: tuple[str | Callable[[random.Random, float], list[Fault]], ...] = ()
     """Kinds of faults, and combinations of them, that are added."""
+    disaster: bool = False
+    """Whether every run has one."""
     first: int = 0
     """The seed to begin with; it showed there last, and when it does not any more, others will be found."""
 
@@ -301,7 +314,10 @@ class Variant:
             for _ in range(rng.randrange(1, 4)):
                 at_s = rng.uniform(0.3, plan.heal_s - 1.5)
                 more += [drawn(rng, kind, at_s)] if isinstance(kind, str) else kind(rng, at_s)
-        return replace(plan, faults=in_order([*plan.faults, *more], plan.heal_s))
+        plan = replace(plan, faults=in_order([*plan.faults, *more], plan.heal_s))
+        if self.disaster and plan.disaster is None:
+            return struck(plan, drawn_disaster(rng, plan.heal_s))
+        return plan
 
 
 VARIANTS: Mapping[str, Variant] = {
@@ -370,6 +386,12 @@ VARIANTS: Mapping[str, Variant] = {
     ),
     "a leader waits for no upgrade": Variant(
         first=8, classes=Classes(node=_node(_driver_type=WaitsForNobody)), caught_by=("levels",)
+    ),
+    "recovered, and nobody is asked": Variant(
+        first=137,
+        classes=Classes(node=_node(_ledger_type=AsksNobody)),
+        caught_by=("outcomes", "atomicity"),
+        disaster=True,
     ),
     "a new leader minds its own business": Variant(
         first=1,

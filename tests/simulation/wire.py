@@ -28,6 +28,8 @@ class Wire:
         self._lives: dict[int, dict[str, Life]] = {}
         """Of each connection: whose ends it has."""
         self._numbers = 0
+        self._old = 0
+        """Connections up to this number were of another generation of the cluster."""
         self._free_s: dict[tuple[str, str], float] = {}
         net.on_change.append(self._changed)
 
@@ -72,13 +74,20 @@ class Wire:
             LIFE.reset(token)
 
     def _arrive(self, pair: frozenset[str], number: int, sender: str, receiver: str, body: bytes) -> None:
-        same = self.joined.get(pair) == number or (self.net.overtake > 0 and pair in self.joined)
+        overtaken = self.net.overtake > 0 and pair in self.joined and number > self._old
+        same = self.joined.get(pair) == number or overtaken
         end = self.ends.get(receiver)
         if not same or end is None or not self.net.passes(sender, receiver):
             self.net.count("lost with its connection" if not same else "lost in a cut")
             return
         self.net.note(receiver, f"hears {len(body)} bytes of {sender}: {zlib.crc32(body):08x}")
         self.loop.call_soon(end.hear, sender, body, context=end.life.context.copy())
+
+    def forget(self) -> None:
+        """The next ones belong to another generation: nothing of the old one is heard there."""
+        self._old = self._numbers
+        self.joined.clear()
+        self._lives.clear()
 
     # Connections.
 

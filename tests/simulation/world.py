@@ -12,11 +12,12 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from aiohttp import helpers, web_app
 from pysyncobj import syncobj as stock
@@ -29,6 +30,7 @@ from cluster.replication.raft_journal import RaftJournal
 from cluster.replication.raft_log import RaftLog
 from cluster.replication.segments import SegmentSettings
 from cluster.replication.settings import RaftSettings
+from coordinator import copying
 from coordinator.config import Compatibility, NodeConfig, Peer, Timing
 from coordinator.facts import Verdict
 from coordinator.levels import NEWEST, OLDEST
@@ -47,10 +49,12 @@ from tests.simulation.injection import Injector
 from tests.simulation.internet import ConnectedLoop, Internet, Tcp
 from tests.simulation.logs import Log
 from tests.simulation.machines import Life, Machine
+from tests.simulation.recovery import Recovery
 from tests.simulation.watched import NodeDisk, Pump, watched_journal, watched_log, watched_node
 from tests.simulation.wire import Wire, WireEnd
 
 CLUSTER: Final = "sim"
+Result = TypeVar("Result")
 BANK_PORT: Final = 9000
 START_WITHIN_S: Final = 15.0
 _JOURNAL: Final = JournalSettings(
@@ -119,6 +123,11 @@ class World:
         self.defects: list[str] = []
         self.closing = False
         self.injector = classes.injector(self)
+        self.generation = 1
+        self.is_down = False
+        """There is no cluster, or not yet another one."""
+        self.recovering = False
+        """What was lost is not found out yet."""
         self.understands = {name: OLDEST if name in plan.old else NEWEST for name in NODES}
         """What the software of each node understands, when it runs next at the latest."""
         self._begun: set[str] = set()
@@ -136,7 +145,9 @@ class World:
             self._add(Machine(loop, name, f"127.0.3.{index}"))
         self._batch = {name: rng.random() < 0.6 for name in BANKS}
         self.money = OPENING_BALANCE * len(ACCOUNTS) * len(BANKS)
-        self._peers = tuple(
+        self.journal_settings = _JOURNAL
+        self.timing = Timing()
+        self.peers = tuple(
             Peer(id=name, api=f"{self.machines[name].address}:{API_PORT}", raft=f"{self.machines[name].address}:7000")
             for name in NODES
         )
@@ -144,7 +155,7 @@ class World:
             snapshot_log_entries=rng.choice((8, 40, 100_000)), snapshot_piece_bytes=rng.choice((300, 5_000, 100_000))
         )
         self._bank_settings = ServerSettings(
-            coordinators=tuple(peer.url for peer in self._peers), in_doubt_after_s=rng.choice((0.3, 1.0, 2.0))
+            coordinators=tuple(peer.url for peer in self.peers), in_doubt_after_s=rng.choice((0.3, 1.0, 2.0))
         )
         self._log_type = watched_log(self, classes.log)
 
@@ -243,15 +254,16 @@ class World:
             cluster=CLUSTER,
             node=name,
             data=Path("/nowhere"),
-            nodes=self._peers,
+            nodes=self.peers,
             secret="s" * 16,
-            timing=Timing(),
+            timing=self.timing,
+            generation=self.generation,
             compatibility=Compatibility(highest_level=self.understands[name]),
         )
         journal_type = watched_journal(self, name, self.classes.journal)
 
         def journal() -> RaftJournal:
-            durable = DurableJournal(disk, _JOURNAL, new_id=lambda: name.encode().ljust(16))
+            durable = DurableJournal(disk, self.journal_settings, new_id=lambda: name.encode().ljust(16))
             return journal_type(disk, durable, lambda: Pump(self.loop, disk))
 
         def fatal(error: BaseException) -> None:
@@ -394,8 +406,8 @@ class World:
         self.hear("starts", self)
         for name in (*NODES, *BANKS):
             self.start(name)
-        admin = self.machines["admin"].begin()
-        registered = self.loop.create_task(self._register(), context=admin.context)
+        self.machines["admin"].begin()
+        registered = self.as_admin(self.register())
         await asyncio.wait([registered], timeout=START_WITHIN_S)
         if not registered.done():
             self.defect("the cluster does not start")
@@ -406,11 +418,20 @@ class World:
             self.clients[name] = kind(self, name, self._stream(name))
             self._run_client(name)
         self.injector.schedule(self.loop.now_s)
+        if self.plan.disaster is not None:
+            self.loop.create_task(Recovery(self, self.plan.disaster, self.loop.now_s).run())
         await self._until(self.loop.now_s + self.plan.heal_s)
         self._heal()
         await self._rest()
 
-    async def _register(self) -> None:
+    def as_admin(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
+        """Who runs the cluster does this."""
+        life = self.machines["admin"].life
+        assert life is not None
+        return self.loop.create_task(work, context=life.context)
+
+    async def register(self) -> None:
+        """Every bank is a participant."""
         for bank in BANKS:
             body = {"url": f"http://{self.machines[bank].address}:{BANK_PORT}", "batch": self._batch[bank]}
             while True:
@@ -483,6 +504,8 @@ class World:
         """What there is still to do."""
         if self.loop.now_s > 0 and any(not client.done for client in self.clients.values()):
             return f"{[name for name, client in self.clients.items() if not client.done]} were not served"
+        if self.recovering:
+            return "what was lost is not found out"
         up = [name for name in NODES if name != self.plan.left_out]
         if any(name not in self.nodes for name in up):
             return "a node is down"
@@ -504,6 +527,8 @@ class World:
     def is_calm(self, bank: str) -> bool:
         """Whether a majority of the nodes is well, and this bank, and they hear each other."""
         net = self.net
+        if self.recovering:
+            return False
         if net.lose or net.overtake or net.delay_s[1] > 0.01:
             return False
         store, mood = self.stores[bank], self.moods[bank]
@@ -525,12 +550,14 @@ def _libraries_live_in(loop: ConnectedLoop, seed: int) -> Iterator[None]:
     before = stock.monotonicTime, stock.random, stock.PIPE_NOTIFIER_ENABLED, helpers.time
     stock.monotonicTime, stock.random, stock.PIPE_NOTIFIER_ENABLED = loop.time, random.Random(f"raft {seed}"), False
     raft_log.secrets = SimpleNamespace(token_bytes=random.Random(f"nonces {seed}").randbytes)  # type: ignore[attr-defined]
+    names = random.Random(f"names {seed}")
+    copying.uuid = SimpleNamespace(uuid4=lambda: uuid.UUID(int=names.getrandbits(128)))  # type: ignore[attr-defined]
     helpers.time = SimpleNamespace(**{**vars(time), "time": lambda: 1_700_000_000 + loop.now_s})  # type: ignore[attr-defined]
     try:
         yield
     finally:
         stock.monotonicTime, stock.random, stock.PIPE_NOTIFIER_ENABLED, helpers.time = before  # type: ignore[attr-defined]
-        raft_log.secrets = secrets  # type: ignore[attr-defined]
+        raft_log.secrets, copying.uuid = secrets, uuid  # type: ignore[attr-defined]
         # It remembers the handlers of a thousand applications, and so all of their worlds.
         web_app._cached_build_middleware.cache_clear()
 

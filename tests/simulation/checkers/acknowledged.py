@@ -7,6 +7,7 @@ from tests.simulation.checkers.base import Checker
 
 if TYPE_CHECKING:
     from coordinator.facts import Applied
+    from coordinator.ledger import Ledger
     from tests.simulation.world import World
 
 
@@ -33,6 +34,10 @@ class Acknowledged(Checker):
             self.complain(f"{client} was told of {gid} once, and now that there is no such transaction")
         elif not self._floor:
             self.complain(f"{client} was told that {gid} is forgotten, and nothing ever was")
+
+    def anew(self, world: "World", copy: "Ledger") -> None:
+        self._told = {gid: client for gid, client in self._told.items() if copy.get(gid) is not None}
+        self._floor = True
 
     def applied(self, node: str, result: "Applied") -> None:
         entry = result.entry

@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from tests.simulation.checkers.base import Checker
+from tests.simulation.checkers.base import Checker, witnessed
 
 if TYPE_CHECKING:
     from coordinator.facts import Applied
+    from coordinator.ledger import Ledger
     from tests.simulation.world import World
 
 
@@ -21,6 +22,11 @@ class Atomicity(Checker):
 
     def saw(self, gid: str, outcome: str, where: str) -> None:
         self._outcomes.setdefault(gid, outcome)
+
+    def anew(self, world: "World", copy: "Ledger") -> None:
+        self._outcomes = {
+            gid: outcome for gid, outcome in self._outcomes.items() if witnessed(world, copy, gid, outcome)
+        }
 
     def applied(self, node: str, result: "Applied") -> None:
         txn = result.txn

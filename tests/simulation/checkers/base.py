@@ -2,11 +2,30 @@
 
 from typing import TYPE_CHECKING, Any
 
+from participants.resource import State
+
 if TYPE_CHECKING:
     from coordinator.facts import Applied
+    from coordinator.ledger import Ledger
     from tests.simulation.bank import Bank
     from tests.simulation.faults import Fault
     from tests.simulation.world import World
+
+
+def witnessed(world: "World", copy: "Ledger", gid: str, outcome: str) -> bool:
+    """Whether this outcome outlasts the cluster: the copy holds it, or a participant has carried it out.
+
+    Others may be decided anew, for nobody is left who knows of them: what a client was told is no evidence.
+    """
+    txn = copy.get(gid)
+    if txn is not None and txn.decision is not None:
+        return True
+    disks = [store.disk for store in world.stores.values()]
+    if outcome == "committed":
+        return any(key.gid == gid for disk in disks for key in disk["marks"])
+    return any(
+        key.gid == gid and branch.state is State.ABORTED for disk in disks for key, branch in disk["branches"].items()
+    )
 
 
 class Checker:
@@ -61,6 +80,9 @@ class Checker:
         """A bank has handled messages."""
 
     # The world.
+
+    def anew(self, world: "World", copy: "Ledger") -> None:
+        """The cluster is lost, and begins again as the next generation, with what is in `copy`."""
 
     def starts(self, world: "World") -> None:
         """A world begins."""

@@ -14,6 +14,10 @@ class LeaderCompleteness(Checker):
         """The term of each entry that somebody has applied."""
         self._last = 0
 
+    def anew(self, world: Any, copy: Any) -> None:
+        self._committed.clear()
+        self._last = 0
+
     def applied_index(self, node: str, index: int, term: int, command: bytes, results: Any) -> None:
         self._committed[index] = term
         self._last = max(self._last, index)

@@ -10,9 +10,14 @@ class ElectionSafety(Checker):
 
     def __init__(self) -> None:
         super().__init__()
-        self.leaders: dict[int, tuple[str, int]] = {}
+        self.leaders: dict[tuple[int, int], tuple[str, int]] = {}
+        """By generation and term."""
+        self._generation = 1
+
+    def anew(self, world: Any, copy: Any) -> None:
+        self._generation = world.generation
 
     def leads(self, node: str, life: int, term: int, journal: Any) -> None:
-        known = self.leaders.setdefault(term, (node, life))
+        known = self.leaders.setdefault((self._generation, term), (node, life))
         if known != (node, life):
             self.complain(f"term {term} has two leaders: {known[0]} in its life {known[1]}, {node} in its life {life}")

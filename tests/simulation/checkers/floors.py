@@ -6,12 +6,16 @@ application may enlist any participant as long as its transaction is active.
 
 from typing import TYPE_CHECKING
 
+from coordinator.facts import Verdict
+from coordinator.protocol.entries import Reconciled
 from coordinator.protocol.messages import Gid
 from tests.simulation.checkers.base import Checker
 
 if TYPE_CHECKING:
     from coordinator.facts import Applied
+    from coordinator.ledger import Ledger
     from tests.simulation.bank import Bank
+    from tests.simulation.world import World
 
 
 class FloorsHold(Checker):
@@ -24,8 +28,16 @@ class FloorsHold(Checker):
         self._closed: set[int] = set()
         self._heard: dict[str, int] = {}
 
+    def anew(self, world: "World", copy: "Ledger") -> None:
+        self._open = {number: names for number, names in self._open.items() if copy.at(number) is not None}
+
     def applied(self, node: str, result: "Applied") -> None:
-        txn = result.txn
+        txn, entry = result.txn, result.entry
+        if isinstance(entry, Reconciled) and entry.decision is None and result.verdict is Verdict.APPLIED:
+            gone = Gid.parse(entry.gid)
+            assert gone is not None
+            self._closed.add(gone.number)
+            self._open.pop(gone.number, None)
         parsed = None if txn is None else Gid.parse(txn.gid)
         if txn is None or parsed is None or parsed.number in self._closed:
             return

@@ -13,6 +13,8 @@ from tests.simulation.checkers.base import Checker
 
 if TYPE_CHECKING:
     from coordinator.facts import Applied
+    from coordinator.ledger import Ledger
+    from tests.simulation.world import World
 
 
 class Keys(Checker):
@@ -45,6 +47,14 @@ class Keys(Checker):
         begun.append(entry.gid)
         if len(begun) > 1 and not self._forgetting:
             self.complain(f"{entry.key} names {begun}")
+
+    def anew(self, world: "World", copy: "Ledger") -> None:
+        def kept(gid: str) -> bool:
+            return copy.get(gid) is not None
+
+        self._begun = {key: [gid for gid in gids if kept(gid)] for key, gids in self._begun.items()}
+        self._requests = {request: gid for request, gid in self._requests.items() if kept(gid)}
+        self._told = {key: told for key, told in self._told.items() if kept(told[0])}
 
     def named(self, client: str, key: str | None, gid: str, body: Any) -> None:
         if key is None:

@@ -1,6 +1,7 @@
 """Log matching: entries with one index and term are the same, and so is all before them."""
 
 import zlib
+from typing import Any
 
 from tests.simulation.checkers.base import Checker
 
@@ -13,6 +14,9 @@ class LogMatching(Checker):
     def __init__(self) -> None:
         super().__init__()
         self._known: dict[tuple[int, int], tuple[int, int | None]] = {}
+
+    def anew(self, world: Any, copy: Any) -> None:
+        self._known.clear()
 
     def appended(self, node: str, index: int, term: int, previous_term: int | None, command: bytes) -> None:
         here = (zlib.crc32(command), previous_term)

@@ -13,6 +13,9 @@ class SameHistory(Checker):
         super().__init__()
         self._known: dict[int, tuple[int, int, str]] = {}
 
+    def anew(self, world: Any, copy: Any) -> None:
+        self._known.clear()
+
     def applied_index(self, node: str, index: int, term: int, command: bytes, results: Any) -> None:
         did = ",".join(result.verdict.name for result in results) if isinstance(results, list) else "-"
         here = (term, zlib.crc32(command), did)
