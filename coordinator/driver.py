@@ -366,6 +366,10 @@ class Driver:
             raise self.absent(gid)
         if txn.decision is None and self._is_restored(gid):
             raise being_found_out(gid)
+        if txn.active and not txn.has_branches(branches):
+            # Before that is said: a leader that was deposed without knowing it lacks what was enlisted since.
+            await self.barrier()
+            txn = self._ledger.get(gid) or txn
         if txn.active and txn.has_branches(branches):
             applied = await self._proposed(Sealed(gid=gid, branches=branches), 200 + 70 * len(branches))
             if applied.txn is None:

@@ -415,6 +415,8 @@ def _object(raw: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise _NoAnswer("GET /branches was answered with something else than an object")
     return body
+
+
 def _size_of(entry: Reconciled | Enlisted) -> int:
     if isinstance(entry, Enlisted):
         return 300

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.simulation.__main__ import KEPT, KEPT_STRUCK, summed
 from tests.simulation.checkers import CHECKERS
 from tests.simulation.faults import KINDS, NODES, Fault, Plan, draw
 from tests.simulation.machines import Machine, SimLoop
@@ -20,7 +21,9 @@ from tests.simulation.variants import VARIANTS
 from tests.simulation.world import Report
 
 ROOT = Path(__file__).parents[2]
-SEEDS = int(os.environ.get("OUTLAST_SEEDS", "75"))
+SEEDS = int(os.environ.get("OUTLAST_SEEDS", "200"))
+SHRUNK = "compaction in place"
+"""A variant whose runs end soon, and that takes one fault."""
 LASTS_AT_MOST_S = 900
 """On a machine that has much else to do."""
 
@@ -61,17 +64,20 @@ def begun(*arguments: str) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def runs() -> Iterator[dict[str, Any]]:
-    """What came of the seeds, and of the variants; the two at the same time, on a core each."""
+    """What came of the seeds, and of the variants; all at the same time, for two cores."""
+    half = SEEDS // 2
     processes = {
-        "seeds": begun("--seeds", str(SEEDS), "--json"),
+        "seeds": begun("--seeds", str(half), "--kept", "--json"),
+        "more seeds": begun("--seeds", str(SEEDS - half), "--start", str(half), "--json"),
         "variants": begun("--variants", "--json"),
     }
     try:
         output = {name: process.communicate(timeout=LASTS_AT_MOST_S) for name, process in processes.items()}
         variants = [json.loads(line) for line in output["variants"][0].splitlines()]
-        assert processes["seeds"].returncode == 0, output["seeds"][1][-2000:]
+        for name in ("seeds", "more seeds"):
+            assert processes[name].returncode == 0, output[name][1][-2000:]
         yield {
-            "seeds": json.loads(output["seeds"][0]),
+            "seeds": summed(json.loads(output[name][0]) for name in ("seeds", "more seeds")),
             "variants": {each["variant"]: each["caught"] for each in variants},
             "errors": output["variants"][1][-2000:],
         }
@@ -85,7 +91,7 @@ def runs() -> Iterator[dict[str, Any]]:
 def test_nothing_is_wrong_under_any_faults(runs: dict[str, Any]) -> None:
     found = runs["seeds"]["found"]
     assert not found, f"python -m tests.simulation --seed {next(iter(found))} --trace shows it: {found}"
-    assert runs["seeds"]["seeds"] == SEEDS
+    assert runs["seeds"]["seeds"] == SEEDS + len(KEPT) + len(KEPT_STRUCK)
 
 
 @pytest.mark.timeout(LASTS_AT_MOST_S)
@@ -136,6 +142,16 @@ def test_what_is_not_needed_for_a_failure_is_taken_out() -> None:
     assert not plan.left_out
     assert report.complaints == ["sums: wrong"]
     assert len(tried) < 60
+
+
+def test_a_run_that_fails_is_shrunk_to_what_it_takes() -> None:
+    process = begun("--seed", str(VARIANTS[SHRUNK].first), "--variant", SHRUNK, "--shrink")
+    told = process.communicate(timeout=LASTS_AT_MOST_S)[0]
+    plan, _, rest = told.partition("\nfaults:\n")[2].partition("healed at")
+    faults = plan.splitlines()
+    assert 1 <= len(faults) <= 3, told[-2000:]
+    assert "defect: " in rest
+    assert len(VARIANTS[SHRUNK].plan(draw(VARIANTS[SHRUNK].first)).faults) > 10
 
 
 # The machines themselves.

@@ -388,9 +388,9 @@ VARIANTS: Mapping[str, Variant] = {
         first=8, classes=Classes(node=_node(_driver_type=WaitsForNobody)), caught_by=("levels",)
     ),
     "recovered, and nobody is asked": Variant(
-        first=137,
+        first=1,
         classes=Classes(node=_node(_ledger_type=AsksNobody)),
-        caught_by=("outcomes", "atomicity"),
+        caught_by=("outcomes",),
         disaster=True,
     ),
     "a new leader minds its own business": Variant(
