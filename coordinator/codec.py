@@ -72,6 +72,7 @@ class _Field:
                 types.add(option)
                 if issubclass(option, Enum):
                     enum = option
+        assert enum is None or str not in types, "a word would never become its enum"
         return cls(name, frozenset(types), enum, item, frozenset(types) & _PLAIN)
 
 

@@ -40,7 +40,6 @@ which nothing will ever be asked again. Epochs fence prepares only: a commit or 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -199,15 +198,11 @@ _SHOWN: Final = {FENCED: ABORTED.value}
 # ------------------------------------------------------------------------------------------------ the functions
 
 
-_parsed = lru_cache(maxsize=4096)(Gid.parse)
-"""The few gids of this moment come again and again: each message names one, and a floor."""
-
-
 def observe(horizon: Horizon, gid: str, stamp: Stamp) -> Horizon:
     """The horizon once a message about `gid` has arrived. A floor of another cluster says nothing, and is ignored."""
     floor = horizon.floor
     if stamp.floor is not None:
-        told, about = _parsed(stamp.floor), _parsed(gid)
+        told, about = Gid.parse(stamp.floor), Gid.parse(gid)
         if told is not None and about is not None and told.cluster == about.cluster:
             floor = max(floor, told.number)
     if stamp.epoch <= horizon.epoch and floor == horizon.floor:
@@ -217,7 +212,7 @@ def observe(horizon: Horizon, gid: str, stamp: Stamp) -> Horizon:
 
 def below_floor(gid: str, horizon: Horizon) -> bool:
     """Has the transaction certainly ended? `horizon` is that of the gid's own cluster."""
-    parsed = _parsed(gid)
+    parsed = Gid.parse(gid)
     return parsed is not None and parsed.number < horizon.floor
 
 

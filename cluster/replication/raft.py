@@ -5,7 +5,7 @@ when they change. `RaftLog` (`raft_log.py`) drives it. What we put in the place 
 
 | of pysyncobj | here |
 |---|---|
-| its thread and poller | the event loop: a *turn* when a message or a proposal has arrived, and on a timer |
+| its thread and poller | the event loop: a *turn* on a timer, and at once when there is work for one |
 | its transport (pickle) | `Transport`, by way of `_Adapter` |
 | its journal's creation | a property, so that its constructor finds the journal we were given |
 | sending entries | `Replica` sends when nothing is outstanding to a follower, and then all that has come since |
@@ -266,8 +266,8 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     def has_work(self) -> bool:
         """Whether it should take a turn now, and not at the next tick.
 
-        A leader, if it can commit, apply or send anything. Nobody waits for what a follower applies: that it does tick
-        by tick, in batches.
+        A leader, if it can commit, apply or send anything. A follower applies tick by tick, in batches: only who asks
+        it, and not its leader, waits for that.
         """
         return self._isLeader() and (
             self.commit_index > self.applied_index
@@ -511,19 +511,25 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         first, last = self._journal.first_index, self.last_index
         for peer in self._peers:
             # One that needs a snapshot gets heartbeats, and pieces.
-            if peer.id not in self._outstanding and first < self._SyncObj__raftNextIndex[peer] <= last:
+            if (
+                peer.id not in self._outstanding
+                and first < self._SyncObj__raftNextIndex[peer] <= last
+                and self.is_connected(peer)
+            ):
                 yield peer
 
     def tell_commits(self) -> None:
         """At every tick: tell followers what is committed, where no entries tell them.
 
-        While commits go on, the next entries will; so only what was committed a tick ago is told by itself.
+        While commits go on, the next entries will, as a rule; so only what was committed a tick ago is told by itself,
+        and to who has all of it already.
         """
         before, self._commit_at_tick = self._commit_at_tick, self.commit_index
         if before != self.commit_index:
             return
         for peer in self._peers:
-            if peer.id not in self._outstanding and self._told_commit.get(peer.id) != self.commit_index:
+            has_all = self._SyncObj__raftNextIndex[peer] > self.commit_index
+            if has_all and peer.id not in self._outstanding and self._told_commit.get(peer.id) != self.commit_index:
                 self._append_to(peer)
 
     def match_index(self, peer: Peer) -> int:
@@ -578,9 +584,10 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             "entries": entries,
         }
         if self._SyncObj__transport.send(peer, message):
-            self._told_commit[peer.id] = self.commit_index
+            last: int = entries[-1][1] if entries else previous
+            # Of more than it is known to hold, a follower believes nothing.
+            self._told_commit[peer.id] = min(self.commit_index, last)
             if entries:
-                last: int = entries[-1][1]
                 self._outstanding[peer.id] = _Outstanding(previous=previous, last=last, since_s=now_s)
                 self._SyncObj__raftNextIndex[peer] = last + 1
 

@@ -1,8 +1,9 @@
 """A `ReplicatedLog` over Raft: one `Replica`, driven turn by turn, with what it needs around it.
 
-Messages are handled as they arrive; turns are coalesced with `call_soon`, and taken at every tick, so that a follower
-applies in batches what its leader commits. Nothing in a turn runs code of others except
-`StateMachine.apply`: proposers hear through futures, `on_leadership` through `call_soon`.
+Messages are handled as they arrive. A turn is taken at every tick, and between ticks when there is work for one,
+coalesced with `call_soon`; what comes most often makes none for a follower, which applies tick by tick. Nothing in a
+turn runs code of others except `StateMachine.apply`: proposers hear through futures, `on_leadership` through
+`call_soon`.
 
 **After a stall** (the loop stood still, or the machine did) what peers have said meanwhile waits in the sockets.
 Judging the election deadline before reading it would depose a healthy leader, so a late turn lets the loop read
@@ -111,7 +112,8 @@ class RaftLog:
         self._timer: asyncio.TimerHandle | None = None
         self._woken = False
         self._turned_s = 0.0
-        self._reads_owed = 0
+        self._reads_owed: int | None = None
+        """Loop turns that a late turn still lets pass; None: it was not late."""
         self._watchers: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         assert transport.frame_bytes_max >= self._settings.message_bytes_max
 
@@ -500,13 +502,15 @@ class RaftLog:
         if self._ended is not None or replica is None:
             return
         now_s = self._clock.monotonic_s()
-        if now_s - self._turned_s > self._settings.stall_s:
+        # Once for each late turn: where every turn of the loop takes so long, the node would do nothing else.
+        if self._reads_owed is None and now_s - self._turned_s > self._settings.stall_s:
             self._reads_owed = _READS_BEFORE_A_LATE_TURN
         self._turned_s = now_s
         if self._reads_owed:
             self._reads_owed -= 1
             self._wake()
             return
+        self._reads_owed = None
         self._queued_bytes = 0
         try:
             replica.turn()

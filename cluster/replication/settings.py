@@ -32,7 +32,7 @@ class RaftSettings:
     """A leader that has heard from no majority for this long no longer leads; what a follower leaves unanswered for
     this long is sent again."""
     tick_s: float = 0.01
-    """How often time is looked at, and how often followers apply: behind a commit for three of these at most."""
+    """How often time is looked at, and followers apply: about three of these after a commit, if their disk keeps up."""
     stall_s: float = 0.05
     """A turn that comes this late reads the sockets first."""
     proposal_timeout_s: float = 2.5

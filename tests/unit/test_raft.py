@@ -148,8 +148,9 @@ async def _stall(node: Alone) -> None:
     await asyncio.sleep(0.1)
     node.heartbeat()
     # The loop stands still for a second, with a heartbeat in the socket: the next poll will read it.
+    node.log._wake()
     node.loop._virtual.now_s += 1.0
-    node.loop.call_soon(node.loop.call_soon, node.loop.call_soon, node.heartbeat)
+    node.loop.call_soon(node.loop.call_soon, node.heartbeat)
     await asyncio.sleep(0.1)
 
 
@@ -159,8 +160,9 @@ def test_after_a_stall_what_has_arrived_is_read_before_anyone_is_deposed() -> No
     assert node.told[-2].leader == "n2"
 
 
-def test_else_it_would_ask_who_votes_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raft_log, "_READS_BEFORE_A_LATE_TURN", 0)
+@pytest.mark.parametrize("reads", [0, 1])
+def test_else_it_would_ask_who_votes_for_it(monkeypatch: pytest.MonkeyPatch, reads: int) -> None:
+    monkeypatch.setattr(raft_log, "_READS_BEFORE_A_LATE_TURN", reads)
     assert alone(_stall).transport.said("pre_vote")
 
 
