@@ -32,6 +32,10 @@ class Application(Client):
         super().__init__(world, name, rng)
         self._dies_in = -1
         """So many steps are left; none for whoever does not die."""
+        self._silent: set[str] = set()
+        """Nodes that have left its last question unanswered."""
+        self._in_earnest = False
+        """All is healed, and it has to be served."""
         self._must_wait = False
         """It was told that not all nodes are known to understand it yet, and one never will be."""
 
@@ -39,6 +43,7 @@ class Application(Client):
         """One transaction. True once it is known to be decided."""
         rng = self.rng
         self.count += 1
+        self._in_earnest = last
         manner = "well" if last else rng.choices(list(_MANNERS), list(_MANNERS.values()))[0]
         self._dies_in = rng.randrange(1, 9) if manner == "dies" else -1
         if manner != "well":
@@ -158,14 +163,19 @@ class Application(Client):
     ) -> tuple[int, Any] | None:
         """The first answer that says something, of one node after the other; None when none did."""
         order = self.rng.sample(NODES, len(NODES))
+        if self._in_earnest:
+            # One may be gone for good: whoever asks it first, again and again, is late for ever.
+            order.sort(key=self._silent.__contains__)
         for attempt in range(6 if last else self.rng.randrange(2, 6)):
             node = order[attempt % len(order)]
             try:
                 within_s = 8.0 if last else self.rng.choice((1.0, 3.0))
                 status, told = await self._ask(node, "POST", path, body=body, headers=headers, within_s=within_s)
             except NoAnswer as error:
+                self._silent.add(node)
                 self.world.note(self.name, f"{path} at {node}: {error}")
             else:
+                self._silent.discard(node)
                 if status != 503 or told["code"] == "not_before_upgrade":
                     return status, told
                 self.world.note(self.name, f"{path} at {node}: {status} {told['code']}")
