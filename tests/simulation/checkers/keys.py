@@ -6,9 +6,10 @@ key, which clients do once, begins once: nodes repeat such a request among thems
 """
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from coordinator.protocol.entries import Begun, Forgotten, Opened
+from coordinator.protocol.entries import Begun, Forgotten, Opened, Reconciled
 from tests.simulation.checkers.base import Checker
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class Keys(Checker):
         entry = result.entry
         if isinstance(entry, Forgotten):
             self._forgetting = True
+        if isinstance(entry, Reconciled) and entry.decision is None and result.verdict.name == "APPLIED":
+            self._forget(lambda gid: gid != entry.gid)
         if not isinstance(entry, Begun | Opened) or result.verdict.name != "APPLIED" or entry.gid in self._seen:
             return
         self._seen.add(entry.gid)
@@ -49,9 +52,10 @@ class Keys(Checker):
             self.complain(f"{entry.key} names {begun}")
 
     def anew(self, world: "World", copy: "Ledger") -> None:
-        def kept(gid: str) -> bool:
-            return copy.get(gid) is not None
+        self._forget(lambda gid: copy.get(gid) is not None)
 
+    def _forget(self, kept: Callable[[str], bool]) -> None:
+        """The others are forgotten, and so are their keys."""
         self._begun = {key: [gid for gid in gids if kept(gid)] for key, gids in self._begun.items()}
         self._requests = {request: gid for request, gid in self._requests.items() if kept(gid)}
         self._told = {key: told for key, told in self._told.items() if kept(told[0])}
