@@ -790,7 +790,7 @@ class Driver:
         waiting, self._outbox, self._lazy = [*self._outbox, *self._lazy], deque(), []
         for item in waiting:
             if item.future is not None and not item.future.done():
-                item.future.set_exception(NotLeader("this node lost its leadership; nothing was logged"))
+                _fail(item.future, NotLeader("this node lost its leadership; nothing was logged"))
         self._metrics.in_flight.set(0)
         self._metrics.active.set(0)
 
@@ -1160,13 +1160,14 @@ class Driver:
                 self._has_no_answer(item.entry, definite=definite)
             if item.future is not None:
                 if not item.future.done():
-                    item.future.set_exception(
+                    _fail(
+                        item.future,
                         NotLeader("the log did not take it; nothing was done")
                         if definite
                         else OutcomeUnknown(
                             "the log did not say in time whether it took this; it may have been done. Ask again with "
                             "the same Idempotency-Key"
-                        )
+                        ),
                     )
             else:
                 again.append(getattr(item.entry, "gid", ""))
@@ -1192,6 +1193,12 @@ class Driver:
             # What has not begun before a later one never will: the ledger begins transactions in order.
             self._perhaps_begun = {one for one in self._perhaps_begun if one > self._last_begun}
         self._housekeeper = asyncio.get_running_loop().call_later(self._house.round(), self._housekeep)
+
+
+def _fail(future: asyncio.Future[Applied], error: Exception) -> None:
+    """Whoever asked may be gone in this same moment, as when the node stops: then nobody is left to be told."""
+    future.set_exception(error)
+    future.exception()  # else asyncio would report it with a traceback, as if it had been overlooked
 
 
 def _beginning(gid: str, new: NewTransaction) -> Beginning:
