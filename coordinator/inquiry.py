@@ -86,6 +86,8 @@ class Inquiry:
         self._fenced: int | None = None
         """The end of the range of which all were told that it is over."""
         self._rounds = 0
+        self._ahead: dict[str, int] = {}
+        """Participants that have heard from a newer epoch than this node knows of, and from which."""
         self._alarmed: set[str] = set()
 
     def start(self) -> None:
@@ -174,6 +176,7 @@ class Inquiry:
         held, unknown = self._some(held), self._some(unknown)
         self._rounds += 1
         told = await self._testimonies(asked, held, unknown)
+        await self._tell_who_is_ahead()
         if not self._open(lost):
             return False
         without = frozenset(lost.without)
@@ -348,17 +351,28 @@ class Inquiry:
 
     def _heard_epoch(self, name: str, epoch: object) -> None:
         if type(epoch) is int and epoch > self._ledger.epoch and name not in self._alarmed:
-            self._alarmed.add(name)
-            _log.error(
-                "ALARM: %s has heard from epoch %d of this cluster, which is at %d: either the cluster that was lost "
-                "still runs, or it had come further than was thought. %s refuses to prepare; restore again with "
-                "--above-epoch %d",
-                name,
-                epoch,
-                self._ledger.epoch,
-                name,
-                epoch,
-            )
+            self._ahead[name] = epoch
+
+    async def _tell_who_is_ahead(self) -> None:
+        """An alarm about each participant that has heard from an epoch beyond this cluster's. Raises `OutlastError`."""
+        if not self._ahead:
+            return
+        ahead, self._ahead = self._ahead, {}
+        # It may have been from this node's own successor: nobody tells a leader that it is deposed.
+        await self._driver.barrier()
+        for name, epoch in ahead.items():
+            if epoch > self._ledger.epoch:
+                self._alarmed.add(name)
+                _log.error(
+                    "ALARM: %s has heard from epoch %d of this cluster, which is at %d: either the cluster that was "
+                    "lost still runs, or it had come further than was thought. %s refuses to prepare; restore again "
+                    "with --above-epoch %d",
+                    name,
+                    epoch,
+                    self._ledger.epoch,
+                    name,
+                    epoch,
+                )
 
     def _rows(self, body: dict[str, Any]) -> list[tuple[str, str, str]]:
         """gid, branch and state of all that is listed, fit for the log. Raises `_NoAnswer`."""
