@@ -69,9 +69,11 @@ class Relay:
         self._log = log
         self._clock = clock
         self._session: aiohttp.ClientSession | None = None
+        self._closed = False
 
     async def close(self) -> None:
-        """Give up the connections."""
+        """Give up the connections. Who still waits for a leader is told to ask elsewhere."""
+        self._closed = True
         if self._session is not None:
             await self._session.close()
 
@@ -115,7 +117,7 @@ class Relay:
                     wait_s = max(0.0, wait_s - error.led_s)
                     perhaps_done = perhaps_done or error.perhaps_done
             left_s = deadline_s - self._clock.monotonic_s()
-            if left_s <= 0:
+            if left_s <= 0 or self._closed:
                 if perhaps_done and request.method != "GET":
                     raise OutcomeUnknown(
                         "a node that led took this and did not answer, and now no node leads; it may have been done. "
@@ -160,7 +162,7 @@ class Relay:
                     if error.perhaps_done:
                         raise NoLeader("the connection with the leader broke; ask again") from error
             left_s = deadline_s - self._clock.monotonic_s()
-            if left_s <= 0:
+            if left_s <= 0 or self._closed:
                 if not isinstance(last, NotLeader):
                     raise last
                 raise NoLeader("no node leads, or none that this one can reach; nothing was done, try again")
@@ -239,6 +241,9 @@ class Relay:
             exchange.cancel()
 
     def _connected(self) -> aiohttp.ClientSession:
+        """Raises `_TryNext` when this node is on its way out."""
+        if self._closed:
+            raise _TryNext(perhaps_done=False)
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, ssl=self._tls or True),
