@@ -182,6 +182,9 @@ class _Driver:
         assert not isinstance(entry, Reconciled) or applied.verdict is Verdict.APPLIED, "what is logged has its effect"
         return applied
 
+    async def barrier(self) -> None:
+        pass
+
     def release(self, gid: str) -> None:
         txn = self._ledger.get(gid)
         assert txn is not None
