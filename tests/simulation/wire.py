@@ -14,6 +14,8 @@ from tests.simulation.machines import LIFE, Life
 
 _SILENCE_S = 1.5
 """A connection on which nothing passes is given up after this, about."""
+_AGAIN_S = 0.2
+"""Before what met a cut is sent again, if it is."""
 _FRAME_BYTES_MAX = TransportSettings().frame_bytes_max
 
 
@@ -44,7 +46,7 @@ class Wire:
         times = 1
         if message["type"] == "understands":
             # The first word on a connection, and the only one that is never said again: it takes what TCP promises.
-            self._carry(pair, number, sender, receiver, body, overtake=0.0)
+            self._carry(pair, number, sender, receiver, body, overtake=0.0, again=True)
             return True
         if net.repeat and net.rng.random() < net.repeat:
             net.count("doubled")
@@ -57,7 +59,15 @@ class Wire:
         return True
 
     def _carry(
-        self, pair: frozenset[str], number: int, sender: str, receiver: str, body: bytes, *, overtake: float
+        self,
+        pair: frozenset[str],
+        number: int,
+        sender: str,
+        receiver: str,
+        body: bytes,
+        *,
+        overtake: float,
+        again: bool = False,
     ) -> None:
         net = self.net
         arrival_s = self.loop.now_s + net.transit_s()
@@ -69,15 +79,22 @@ class Wire:
             self._free_s[sender, receiver] = arrival_s + 1e-7
         token = LIFE.set(None)
         try:
-            self.loop.call_at(arrival_s, self._arrive, pair, number, sender, receiver, body)
+            self.loop.call_at(arrival_s, self._arrive, pair, number, sender, receiver, body, again)
         finally:
             LIFE.reset(token)
 
-    def _arrive(self, pair: frozenset[str], number: int, sender: str, receiver: str, body: bytes) -> None:
+    def _arrive(
+        self, pair: frozenset[str], number: int, sender: str, receiver: str, body: bytes, again: bool = False
+    ) -> None:
+        """again: it is sent again when it meets a cut, as long as the connection lasts."""
         overtaken = self.net.overtake > 0 and pair in self.joined and number > self._old
         same = self.joined.get(pair) == number or overtaken
         end = self.ends.get(receiver)
-        if not same or end is None or not self.net.passes(sender, receiver):
+        passes = self.net.passes(sender, receiver)
+        if again and same and end is not None and not passes:
+            self._later(_AGAIN_S, self._arrive, pair, number, sender, receiver, body, again)
+            return
+        if not same or end is None or not passes:
             self.net.count("lost with its connection" if not same else "lost in a cut")
             return
         self.net.note(receiver, f"hears {len(body)} bytes of {sender}: {zlib.crc32(body):08x}")
