@@ -128,7 +128,12 @@ class Connection(web.RequestHandler):
             detail = "Expect: 100-continue is all that can be expected" if resp.status == 417 else resp.reason
             resp = self._malformed(resp.status, detail)
             resp.force_close()
-        return await super().finish_response(request, resp, start_time)
+        try:
+            return await super().finish_response(request, resp, start_time)
+        finally:
+            # A shutdown that has waited long enough cancels this, and aiohttp would set its result all the same.
+            if self._handler_waiter is not None and self._handler_waiter.done():
+                self._handler_waiter = None
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """A defect, with its trace; but a body that turns out to be none after its answer was sent is the caller's."""

@@ -6,7 +6,6 @@ import itertools
 import random
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -141,6 +140,13 @@ def alone(scenario: Callable[[Alone], Coroutine[Any, Any, None]], *, journal: An
 
 
 # Elections.
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    """For a second of virtual time at most."""
+    async with asyncio.timeout(1.0):
+        while not condition():  # noqa: ASYNC110 - virtual time costs nothing
+            await asyncio.sleep(0.001)
 
 
 async def _stall(node: Alone) -> None:
@@ -553,13 +559,13 @@ def test_a_long_log_is_replayed_in_slices_and_heartbeats_are_answered_meanwhile(
 
     async def scenario(node: Alone) -> None:
         node.heartbeat(prevLogIdx=5001, prevLogTerm=1, commit_index=5001)
-        await asyncio.sleep(0.01)  # until the tick
+        await _until(lambda: bool(node.machine.commands))
         counts = [len(node.machine.commands)]
         assert counts[0] < 1000
         while len(node.machine.commands) < 5000:
             await asyncio.sleep(0)
             counts.append(len(node.machine.commands))
-        assert max(later - earlier for earlier, later in pairwise(counts)) == 100
+        assert max(later - earlier for earlier, later in itertools.pairwise(counts)) == 100
         assert node.loop.time() < 0.25
 
     alone(scenario, journal=journal, apply_entries_max=100)
@@ -574,14 +580,14 @@ def test_large_commands_make_small_slices() -> None:
 
     async def scenario(node: Alone) -> None:
         node.heartbeat(prevLogIdx=61, prevLogTerm=1, commit_index=61)
-        await asyncio.sleep(0.01)  # until the tick
+        await _until(lambda: bool(node.machine.commands))
         counts = [len(node.machine.commands)]
         assert counts[0] < 10
         while len(node.machine.commands) < 60:
             await asyncio.sleep(0)
             counts.append(len(node.machine.commands))
         # The third brings it to 3000 bytes.
-        assert max(later - earlier for earlier, later in pairwise(counts)) == 3
+        assert max(later - earlier for earlier, later in itertools.pairwise(counts)) == 3
 
     alone(scenario, journal=journal, apply_bytes_max=2500)
 
