@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from cluster.demo.verdict import Evidence, judge
 from cluster.demo.view import View
 from participants.shop.places import dsn_of
 from tests.support.mariadb import new_server
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes
 LONG: Final = bool(os.environ.get("OUTLAST_LONG"))
@@ -119,18 +119,24 @@ def test_the_command(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_demo_cleans_up(tmp_path: Path) -> None:
+def demo_that_says(words: str, folder: Path, *options: str) -> subprocess.Popen[str]:
+    """A demo that has come as far as a line with these words; its files are in `folder`."""
     process = subprocess.Popen(
-        [*OUTLAST, "demo"],
+        [*OUTLAST, "demo", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         process_group=0,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(folder)},
     )
     assert process.stdout is not None
-    while "kill -9" not in (line := process.stdout.readline()):
+    while words not in (line := process.stdout.readline()):
         assert line, process.communicate()[1]
+    return process
+
+
+def test_an_interrupted_demo_cleans_up(tmp_path: Path) -> None:
+    process = demo_that_says("kill -9", tmp_path)
     pids = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path) in read(path)]
     assert len(pids) >= 5
     process.send_signal(signal.SIGINT)
@@ -138,10 +144,7 @@ def test_an_interrupted_demo_cleans_up(tmp_path: Path) -> None:
     assert process.returncode == 130, stderr
     assert "interrupted" in stderr
     assert list(tmp_path.iterdir()) == []
-    deadline_s = time.monotonic() + 10
-    while any(str(tmp_path) in read(Path(f"/proc/{pid}/cmdline")) for pid in pids):
-        assert time.monotonic() < deadline_s, "a process is left"
-        time.sleep(0.02)
+    wait_until(lambda: not any(str(tmp_path) in read(Path(f"/proc/{pid}/cmdline")) for pid in pids), "all have ended")
 
 
 # ------------------------------------------------------------------------------------------------ on database servers
@@ -196,25 +199,15 @@ async def test_on_database_servers(open_folder: Path, participants: str) -> None
 
 
 def test_an_interrupted_demo_leaves_no_server(open_folder: Path) -> None:
-    process = subprocess.Popen(
-        [*OUTLAST, "demo", "--participants", "postgres"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        process_group=0,
-        env={**os.environ, "TMPDIR": str(open_folder)},
-    )
-    assert process.stdout is not None
-    while "starting 3 nodes" not in (line := process.stdout.readline()):
-        assert line, process.communicate()[1]
+    process = demo_that_says("starting 3 nodes", open_folder, "--participants", "postgres")
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=90)
     assert process.returncode == 130, stderr
     assert list(open_folder.iterdir()) == []
-    deadline_s = time.monotonic() + 30
-    while any(str(open_folder) in read(path) for path in Path("/proc").glob("[0-9]*/cmdline")):
-        assert time.monotonic() < deadline_s, "a server is left"
-        time.sleep(0.02)
+    wait_until(
+        lambda: not any(str(open_folder) in read(path) for path in Path("/proc").glob("[0-9]*/cmdline")),
+        "all servers have ended",
+    )
 
 
 def test_a_server_that_is_not_installed_is_named(

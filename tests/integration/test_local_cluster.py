@@ -8,10 +8,8 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,6 +18,7 @@ from cluster.local import AlreadyRunning, LocalCluster, NotRunning, ProcessTroub
 from cluster.ports import free_ports
 from cluster.process import Identity
 from participants.shop.audit import audit
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.processes
 
@@ -39,14 +38,6 @@ def identities(data: Path) -> list[Identity]:
     return [row.identity for row in (*running.nodes, *running.services) if row.identity is not None]
 
 
-def eventually(holds: Callable[[], Any], what: str, within_s: float = 30.0) -> Any:
-    deadline_s = time.monotonic() + within_s
-    while not (value := holds()):
-        assert time.monotonic() < deadline_s, f"not within {within_s} s: {what}"
-        time.sleep(0.02)
-    return value
-
-
 class Up:
     """`outlast up` in the foreground, in a process of its own."""
 
@@ -62,7 +53,7 @@ class Up:
 
     def wait_for_nodes(self) -> list[Identity]:
         """Until all are started, long before one leads."""
-        return eventually(lambda: (self.data / "cluster.json").exists() and identities(self.data), "nodes")
+        return wait_until(lambda: (self.data / "cluster.json").exists() and identities(self.data), "nodes")
 
     def wait_for_leader(self) -> list[Identity]:
         assert self.process.stdout is not None
@@ -94,7 +85,7 @@ def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
 
 def gone(processes: list[Identity]) -> None:
     assert processes
-    eventually(lambda: not any(process.alive for process in processes), "processes ended")
+    wait_until(lambda: not any(process.alive for process in processes), "processes ended")
 
 
 # ------------------------------------------------------------------------------------------------ as a library
@@ -356,7 +347,7 @@ def test_no_orphans_when_the_command_itself_is_killed(up: Callable[..., Up]) -> 
     outlast("start", "n1", "--data", one.data)
     processes += identities(one.data)
     processes[1].signal(signal.SIGSTOP)
-    eventually(lambda: processes[1].paused, "it stands still")
+    wait_until(lambda: processes[1].paused, "it stands still")
     one.process.kill()
     gone(processes)
     # And the folder is free at once.
@@ -368,7 +359,7 @@ def test_up_keeps_the_file_current_and_ends_with_down(up: Callable[..., Up]) -> 
     one = up()
     processes = one.wait_for_leader()
     processes[2].signal(signal.SIGKILL)
-    eventually(lambda: len(identities(one.data)) == 2, "the death is noted")
+    wait_until(lambda: len(identities(one.data)) == 2, "the death is noted")
     outlast("start", "n3", "--data", one.data)
     processes += identities(one.data)
     outlast("down", "--data", one.data)

@@ -1,7 +1,20 @@
 """Waiting for a condition, never for a time."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+
+def wait_until(holds: Callable[[], _T], what: str, *, within_s: float = 30.0) -> _T:
+    """What `holds()` says once that is true; for tests without a loop. Fails, naming `what`, when it stays false."""
+    deadline_s = time.monotonic() + within_s
+    while not (value := holds()):
+        assert time.monotonic() < deadline_s, f"not within {within_s:g} s: {what}"
+        time.sleep(0.02)
+    return value
 
 
 async def eventually(condition: Callable[[], object], *, within_s: float = 15.0) -> None:

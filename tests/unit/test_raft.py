@@ -25,6 +25,7 @@ from tests.simulation.network import Network
 from tests.simulation.pumps import instant_journal
 from tests.simulation.replicas import NODES, Cluster, Recorder
 from tests.simulation.virtual import VirtualLoop, run
+from tests.support.waiting import eventually
 
 
 class ByHand:
@@ -140,13 +141,6 @@ def alone(scenario: Callable[[Alone], Coroutine[Any, Any, None]], *, journal: An
 
 
 # Elections.
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    """For a second of virtual time at most."""
-    async with asyncio.timeout(1.0):
-        while not condition():  # noqa: ASYNC110 - virtual time costs nothing
-            await asyncio.sleep(0.001)
 
 
 async def _stall(node: Alone) -> None:
@@ -559,7 +553,7 @@ def test_a_long_log_is_replayed_in_slices_and_heartbeats_are_answered_meanwhile(
 
     async def scenario(node: Alone) -> None:
         node.heartbeat(prevLogIdx=5001, prevLogTerm=1, commit_index=5001)
-        await _until(lambda: bool(node.machine.commands))
+        await eventually(lambda: node.machine.commands)
         counts = [len(node.machine.commands)]
         assert counts[0] < 1000
         while len(node.machine.commands) < 5000:
@@ -580,7 +574,7 @@ def test_large_commands_make_small_slices() -> None:
 
     async def scenario(node: Alone) -> None:
         node.heartbeat(prevLogIdx=61, prevLogTerm=1, commit_index=61)
-        await _until(lambda: bool(node.machine.commands))
+        await eventually(lambda: node.machine.commands)
         counts = [len(node.machine.commands)]
         assert counts[0] < 10
         while len(node.machine.commands) < 60:
