@@ -10,9 +10,9 @@ import random
 from collections.abc import Mapping
 from typing import Any, Final
 
-from cluster.calls import Caller, Unreachable
+from cluster.calls import Caller
 from cluster.chaos.history import Recorder
-from cluster.chaos.load import MOVE_TIMEOUT_S, TRY_S, judged
+from cluster.chaos.load import MOVE_TIMEOUT_S, asked
 from cluster.process import Process
 
 BOOK: Final = "application"
@@ -98,21 +98,8 @@ class Applications:
         while self._recorder.now_s < self._patience_s:
             node = self._rng.choice([*self._nodes])
             op = self._ask(key, node)
-            gid: str | None = None
-            detail: str | None
-            try:
-                answer = await self._caller.once(
-                    "POST",
-                    f"{self._nodes[node]}/v1/transactions/begin",
-                    body={"timeout_s": MOVE_TIMEOUT_S},
-                    headers={"Idempotency-Key": key},
-                    within_s=TRY_S,
-                )
-            except Unreachable as error:
-                outcome, detail = "unknown", str(error)
-            else:
-                outcome, gid, detail = judged(answer)
-            self._recorder.note("answered", op=op, outcome=outcome, gid=gid, detail=detail)
+            url, body = f"{self._nodes[node]}/v1/transactions/begin", {"timeout_s": MOVE_TIMEOUT_S}
+            outcome, _ = await asked(self._caller, self._recorder, op, url, key, body)
             if outcome not in ("undecided", "unknown"):
                 return
             await asyncio.sleep(_AGAIN_S * self._rng.uniform(0.5, 2.0))

@@ -20,7 +20,7 @@ BALANCE_CENTS: Final = 1_000_000_00
 RARE: Final = 40
 """Pieces of the one article that runs out, so that some orders are refused."""
 
-TRY_S: Final = 4.0
+_TRY_S: Final = 4.0
 """Until another node is asked. A node promises its own 503 within 3 s; one that is paused says nothing."""
 
 MOVE_TIMEOUT_S: Final = 4.0
@@ -143,21 +143,8 @@ class Load:
         self._op += 1
         op = self._op
         self._recorder.note("asked", op=op, client=client, key=key, body=name, node=node)
-        gid: str | None = None
-        detail: str | None
-        try:
-            answer = await self._caller.once(
-                "POST",
-                f"{self._nodes[node]}/v1/transactions",
-                body=body,
-                headers={"Idempotency-Key": key},
-                within_s=TRY_S,
-            )
-        except Unreachable as error:
-            outcome, detail = "unknown", str(error)
-        else:
-            outcome, gid, detail = judged(answer)
-        self._recorder.note("answered", op=op, outcome=outcome, gid=gid, detail=detail)
+        url = f"{self._nodes[node]}/v1/transactions"
+        outcome, gid = await asked(self._caller, self._recorder, op, url, key, body)
         if gid is not None:
             self._known.append(gid)
             del self._known[:-_LOOKS_BACK]
@@ -173,7 +160,7 @@ class Load:
         node = rng.choice(list(self._nodes))
         try:
             answer = await self._caller.once(
-                method, f"{self._nodes[node]}/v1/transactions/{gid}{suffix}", body=body, within_s=TRY_S
+                method, f"{self._nodes[node]}/v1/transactions/{gid}{suffix}", body=body, within_s=_TRY_S
             )
         except Unreachable:
             return
@@ -181,7 +168,23 @@ class Load:
             self._recorder.note("read", client=client, node=node, gid=gid, outcome=seen(answer))
 
 
-def judged(answer: Answer) -> tuple[str, str | None, str | None]:
+async def asked(
+    caller: Caller, recorder: Recorder, op: int, url: str, key: str, body: Mapping[str, Any]
+) -> tuple[str, str | None]:
+    """Outcome and gid, as the history has them, of a request that begins a transaction; noted as what came of `op`."""
+    gid: str | None = None
+    detail: str | None
+    try:
+        answer = await caller.once("POST", url, body=body, headers={"Idempotency-Key": key}, within_s=_TRY_S)
+    except Unreachable as error:
+        outcome, detail = "unknown", str(error)
+    else:
+        outcome, gid, detail = _judged(answer)
+    recorder.note("answered", op=op, outcome=outcome, gid=gid, detail=detail)
+    return outcome, gid
+
+
+def _judged(answer: Answer) -> tuple[str, str | None, str | None]:
     """What an answer to an order says: outcome, gid, and more."""
     if answer.status in (200, 202):
         reason = answer.body.get("reason")

@@ -13,10 +13,11 @@ before it knows.
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 from cluster.ports import HOST
 
@@ -36,7 +37,39 @@ class _Way:
     delay_s: float = 0.0
 
 
-class Wire:
+class _Listener(ABC):
+    """Accepts connections on a port of loopback for as long as it is entered."""
+
+    _server: asyncio.Server | None = None
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        assert self._server is not None, "it has not been started"
+        number: int = self._server.sockets[0].getsockname()[1]
+        return number
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self.accept, HOST, 0)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        await self.close()
+
+    @abstractmethod
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Somebody has connected."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Break all that goes through it."""
+
+
+class Wire(_Listener):
     """From `source` to `target`, which listens on `port` of loopback. `port` of the wire itself: where it listens.
 
     source, target: names, for messages. Use it as an async context manager.
@@ -51,26 +84,7 @@ class Wire:
         self._back = _Way(asyncio.Event())
         self._faults: dict[object, tuple[bool, bool, float]] = {}
         self._apply()
-        self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
-
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        assert self._server is not None, "the wire has not been started"
-        number: int = self._server.sockets[0].getsockname()[1]
-        return number
-
-    async def __aenter__(self) -> "Wire":
-        self._server = await asyncio.start_server(self.accept, HOST, 0)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._server is not None
-        self._server.close()
-        await self.close()
 
     async def close(self) -> None:
         """Break all that goes through it."""
@@ -208,7 +222,7 @@ class Wire:
         return waiting.get_nowait()
 
 
-class Junction:
+class Junction(_Listener):
     """An address for several, each of whom is carried over its own of `wires`; `port`: where it listens.
 
     who: whose a connection is, told by the port that it comes from and the one that it came to; None: nobody's who is
@@ -218,28 +232,14 @@ class Junction:
     def __init__(self, wires: Mapping[str, Wire], who: Callable[[int, int], str | None]) -> None:
         self._wires = wires
         self._who = who
-        self._server: asyncio.Server | None = None
 
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        assert self._server is not None, "the junction has not been started"
-        number: int = self._server.sockets[0].getsockname()[1]
-        return number
-
-    async def __aenter__(self) -> "Junction":
-        self._server = await asyncio.start_server(self._accept, HOST, 0)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._server is not None
-        self._server.close()
+    async def close(self) -> None:
+        """Break all that goes through it."""
         for wire in self._wires.values():
             await wire.close()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Hand it to the wire of whoever it is."""
         name = self._who(writer.get_extra_info("peername")[1], self.port)
         if name is None:
             writer.transport.abort()  # whoever it was has died meanwhile
