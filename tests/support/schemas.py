@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,18 @@ _KNOWN: Final = {
     "type", "properties", "required", "additionalProperties", "items", "enum", "anyOf", "pattern", "minimum",
     "exclusiveMinimum", "minItems", "minLength", "maxLength", "format", "description", "$ref",
 }  # fmt: skip
+_DATE_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
+
+
+def _is_date_time(text: str) -> bool:
+    """As RFC 3339 has it."""
+    try:
+        return _DATE_TIME.fullmatch(text) is not None and datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:  # the 13th month
+        return False
+
+
+_FORMATS: Final = {"date-time": _is_date_time}
 
 
 class Described:
@@ -58,11 +71,21 @@ class Described:
             found.append(f"{where} is {value!r:.60}, none of those described")
         if "anyOf" in schema and all(self.complaints(value, each, where) for each in schema["anyOf"]):
             found.append(f"{where} is none of several")
-        if isinstance(value, str) and "pattern" in schema and re.search(schema["pattern"], value) is None:
-            found.append(f"{where} is {value!r:.60}, not of its pattern")
-        if isinstance(value, int | float) and value < schema.get("minimum", value):
-            found.append(f"{where} is {value}, too small")
+        if isinstance(value, str):
+            if "pattern" in schema and re.search(schema["pattern"], value) is None:
+                found.append(f"{where} is {value!r:.60}, not of its pattern")
+            if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)):
+                found.append(f"{where} has {len(value)} characters, too few or too many")
+            if "format" in schema and not _FORMATS[schema["format"]](value):
+                found.append(f"{where} is {value!r:.60}, no {schema['format']}")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if value < schema.get("minimum", value):
+                found.append(f"{where} is {value}, too small")
+            if "exclusiveMinimum" in schema and value <= schema["exclusiveMinimum"]:
+                found.append(f"{where} is {value}, too small")
         if isinstance(value, list):
+            if len(value) < schema.get("minItems", 0):
+                found.append(f"{where} has {len(value)} items, too few")
             for index, item in enumerate(value):
                 found += self.complaints(item, schema.get("items", {}), f"{where}[{index}]")
         if isinstance(value, dict):

@@ -2,6 +2,8 @@
 
 import copy
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,13 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from coordinator.api import KEY_HEADER, WAIT_HEADER, problem
+from coordinator.codec import Malformed, request_from_wire
+from coordinator.config import Limits, valid_name
+from coordinator.errors import OutlastError
+from coordinator.parsing import idempotency_key, resolution
 from participants.null import NullManager
-from participants.server import start
+from participants.server import _UNAVAILABLE, start
 from tests.support.schemas import Described
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -74,6 +81,70 @@ def test_references_lead_somewhere(document):
     walk(document.document)
     names = [operation["operationId"] for path in document.document["paths"].values() for operation in path.values()]
     assert len(set(names)) == len(names)
+
+
+def headers(document: Described) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Schemas of the headers that can be sent, by method, path and name."""
+    return {
+        (method.upper(), path, each["name"]): each["schema"]
+        for path, methods in document.document["paths"].items()
+        for method, operation in methods.items()
+        for each in operation.get("parameters", ())
+        if each["in"] == "header"
+    }
+
+
+def taken(attempt: Callable[[], object]) -> bool:
+    try:
+        attempt()
+    except (OutlastError, Malformed):
+        return False
+    return True
+
+
+def test_the_limits_described_are_those_of_the_code():
+    keys = [schema for (*_, name), schema in headers(NODE).items() if name == KEY_HEADER]
+    assert len(keys) == 2
+    schemas, messages = (each.document["components"]["schemas"] for each in (NODE, PARTICIPANT))
+    note = schemas["Resolution"]["properties"]["note"]
+    name = schemas["Submission"]["properties"]["branches"]["items"]["properties"]["participant"]
+    message = {"gid": "shop-1-1", "epoch": 1}
+    limits: list[tuple[dict[str, Any], Callable[[str], bool]]] = [
+        *((key, lambda text: taken(lambda: idempotency_key(text, Limits()))) for key in keys),
+        (note, lambda text: taken(lambda: resolution({"branch": "b", "outcome": "commit", "note": text}))),
+        (name, valid_name),
+        *(
+            (messages[kind]["properties"]["branch"], partial(_is_branch, call, message))
+            for kind, call in (("Prepare", "prepare"), ("Decision", "abort"))
+        ),
+    ]
+    for schema, takes in limits:
+        lengths = range(600)
+        described = [length for length in lengths if not NODE.complaints("a" * length, schema)]
+        assert described == [length for length in lengths if takes("a" * length)], schema
+
+
+def _is_branch(call: str, message: dict[str, Any], text: str) -> bool:
+    return taken(lambda: request_from_wire(call, {**message, "branch": text}))
+
+
+def test_the_headers_that_nodes_go_by_are_described():
+    assert {name for *_, name in headers(NODE)} == {KEY_HEADER, WAIT_HEADER}
+    waits = {(method, path) for method, path, name in headers(NODE) if name == WAIT_HEADER}
+    assert waits == {
+        ("POST", "/v1/transactions"),
+        ("GET", "/v1/transactions/{gid}"),
+        ("POST", "/v1/transactions/{gid}/commit"),
+        ("POST", "/v1/transactions/{gid}/abort"),
+    }, "those that wait for something of the transaction's"
+
+
+def test_a_problem_says_when_to_come_back_as_described():
+    participant = _UNAVAILABLE.response()
+    node = problem(503, "", "", code="unknown", retry_after_s=0.2)
+    for document, response in ((NODE, node), (PARTICIPANT, participant)):
+        ((name, described),) = document.document["components"]["responses"]["Problem"]["headers"].items()
+        assert document.complaints(int(response.headers[name]), described["schema"]) == []
 
 
 CALLS: list[tuple[str, str, str, Any, int]] = [
@@ -159,3 +230,41 @@ def test_another_answer_than_described_is_found():
     strange = copy.deepcopy(NODE.resolved(schema)) | {"oneOf": []}
     with pytest.raises(AssertionError, match="not understood"):
         NODE.complaints({"outcome": "committed"}, strange)
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"type": "integer"}, [0, -1], ["0", 1.5, None, True]),
+        ({"type": ["string", "null"]}, ["", None], [0]),
+        ({"enum": ["a", None]}, ["a", None], ["b"]),
+        ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, ["", 1], [None]),
+        ({"pattern": "^a+$"}, ["aa"], ["ab"]),
+        ({"minimum": 1}, [1, 1.5], [0.5, -1]),
+        ({"exclusiveMinimum": 0}, [0.1, 1], [0, -0.1]),
+        ({"minLength": 1}, ["a"], [""]),
+        ({"maxLength": 2}, ["", "ab"], ["abc"]),
+        ({"minItems": 1}, [[0]], [[]]),
+        ({"items": {"minimum": 1}}, [[1, 2]], [[1, 0]]),
+        (
+            {"format": "date-time"},
+            ["2026-01-31T12:00:00.004Z", "2026-01-31T12:00:00+01:00"],
+            ["2026-01-31", "2026-13-31T12:00:00Z", "2026-01-31T12:00:00", "soon", ""],
+        ),
+        ({"required": ["a"]}, [{"a": 1}], [{}]),
+        ({"properties": {"a": {"type": "null"}}}, [{"a": None}, {}], [{"a": 1}]),
+        ({"properties": {}, "additionalProperties": False}, [{}], [{"a": 1}]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_what_a_schema_forbids_is_found(schema, good, bad):
+    """Each keyword that the documents use, alone."""
+    for value in good:
+        assert NODE.complaints(value, schema) == []
+    for value in bad:
+        assert NODE.complaints(value, schema) != [], value
+
+
+def test_a_format_that_nobody_checks_is_no_format():
+    with pytest.raises(KeyError, match="email"):
+        NODE.complaints("a", {"format": "email"})
