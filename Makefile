@@ -63,4 +63,5 @@ lock: $(READY)   ## write constraints.txt anew from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
 
 clean:           ## remove the environment and what runs left behind
-	rm -rf $(VENV) .outlast build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .outlast build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf soak-[0-9]* outlast-chaos-[0-9]* databases.json failover.json

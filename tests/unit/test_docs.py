@@ -1,6 +1,7 @@
 """What the documents tell people to type is understood, and the README's code runs."""
 
 import ast
+import dataclasses
 import re
 import shlex
 from pathlib import Path
@@ -8,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import parser
+from coordinator.config import Limits, Timing
 from coordinator.protocol.messages import Commit, Prepare, Prepared, Refused, Stamp
 from participants.manager import Envelope
+from participants.mariadb import MariaDbSettings
+from participants.prepared import PreparedSettings
 from participants.server import run
+from participants.settings import ServerSettings
 from participants.sqlite import SqliteManager
 
 ROOT = Path(__file__).parents[2]
@@ -70,3 +75,61 @@ async def test_the_readme_s_participant_takes_part(tmp_path, monkeypatch):
 def test_code_is_python(document):
     for block in blocks(document.read_text(), "python"):
         compile(block, str(document), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+UNITS = {"": 1, " KiB": 1 << 10, " MiB": 1 << 20, " GiB": 1 << 30}
+
+
+def documented(document, heading):
+    """Settings and their defaults, by the tables below a heading; as far as these are numbers."""
+    (section,) = re.findall(rf"^[^\n]*{re.escape(heading)}.*?(?=^#|\Z)", document, re.MULTILINE | re.DOTALL)
+    found = {}
+    for names, defaults in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([^|]+) \|", section, re.MULTILINE):
+        figures = re.findall(r"(\d[\d,]*(?:\.\d+)?)((?: [KMG]iB)?)(?:, |$)", defaults)
+        assert len(figures) == names.count(",") + 1, (names, defaults)
+        for name, (digits, unit) in zip(re.findall(r"\w+", names), figures, strict=True):
+            assert name not in found
+            found[name] = float(digits.replace(",", "")) * UNITS[unit]
+    return found
+
+
+def defaults_of(kind):
+    return {field.name: field.default for field in dataclasses.fields(kind)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "heading"),
+    [
+        (Limits, "## `[limits]`"),
+        (Timing, "## `[timing]`"),
+        (MariaDbSettings, "## Participants on PostgreSQL and MariaDB"),
+    ],
+)
+def test_every_setting_is_documented_with_its_default(kind, heading):
+    """`MariaDbSettings` has all of `PreparedSettings`, which stand before its own."""
+    text = (ROOT / "docs" / "CONFIGURATION.md").read_text()
+    assert documented(text, heading) == defaults_of(kind)
+
+
+def test_the_settings_of_a_participant_s_server_are_as_documented():
+    found = documented((ROOT / "docs" / "PARTICIPANTS.md").read_text(), "Our own server has bounds")
+    assert len(found) > 5
+    assert found == {name: value for name, value in defaults_of(ServerSettings).items() if name in found}
+
+
+@pytest.mark.parametrize(
+    ("document", "settings", "most"),
+    [
+        ("MARIADB.md", MariaDbSettings(), MariaDbSettings().connections),
+        (
+            "POSTGRESQL.md",
+            PreparedSettings(),
+            PreparedSettings().work_connections + PreparedSettings().finish_connections,
+        ),
+    ],
+)
+def test_connections_are_counted_as_the_code_counts_them(document, settings, most):
+    (line,) = re.findall(r"^\| `max_connections` \| .*$", (ROOT / "docs" / document).read_text(), re.MULTILINE)
+    assert str(most) in re.findall(r"\d+", line), most
+    for name, figure in re.findall(r"`(\w+_connections)` \((\d+)\)", line):
+        assert getattr(settings, name) == int(figure), name
