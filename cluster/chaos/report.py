@@ -122,7 +122,7 @@ def _checks(complaints: Mapping[str, Sequence[str]]) -> Iterator[str]:
     yield "<h2>Checked</h2><table>"
     says = {name: text for name, (text, _) in CHECKS.items()}
     if "logs" in complaints:
-        says["logs"] = "no process wrote a traceback"
+        says["logs"] = "no process wrote a traceback or an alarm"
     for name, text in says.items():
         found = complaints.get(name, ())
         mark = "<td class='mark failed'>✗ failed</td>" if found else "<td class='mark ok'>✓ ok</td>"

@@ -257,17 +257,25 @@ def test_what_cannot_be_finished_may_wait(parts: list[str], links: list[list[str
     assert set(complaints(events)) == {"doubt"}
 
 
-def test_a_traceback_in_any_log_is_a_complaint(tmp_path):
+def test_a_traceback_and_an_alarm_in_any_log_are_complaints(tmp_path):
+    unknown = "2026-01-01 12:00:00,000 ERROR participants.resolver: ALARM: branch a of c-1-1 is prepared"
+    full = (
+        "2026-01-01 12:00:00,000 WARNING participants.server: ALARM: COMMIT PREPARED 'c-1-1': could not extend file "
+        '"base/5/1259": No space left on device; it stays prepared'
+    )
     for name, text in (
-        ("n1", "all is well\n"),
+        ("n1", "all is well, FALSEALARM: no\n"),
         ("n2", "INFO x\nTraceback (most recent call last):\n  File ...\n"),
         ("application", "\nFatal Python error: Aborted\n"),
+        ("orders", f"INFO x\n{unknown}\n"),
+        ("payments", f"{full}\n"),
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "log.txt").write_text(text)
     assert _bad_lines(tmp_path) == [
         "application/log.txt:2: Fatal Python error: Aborted",
         "n2/log.txt:2: Traceback (most recent call last):",
+        f"orders/log.txt:2: {unknown}",
     ]
 
 
