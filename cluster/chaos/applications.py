@@ -99,8 +99,8 @@ class Applications:
             node = self._rng.choice([*self._nodes])
             op = self._ask(key, node)
             url, body = f"{self._nodes[node]}/v1/transactions/begin", {"timeout_s": MOVE_TIMEOUT_S}
-            outcome, _ = await asked(self._caller, self._recorder, op, url, key, body)
-            if outcome not in ("undecided", "unknown"):
+            told = await asked(self._caller, self._recorder, op, url, key, body)
+            if told.outcome not in ("undecided", "unknown"):
                 return
             await asyncio.sleep(_AGAIN_S * self._rng.uniform(0.5, 2.0))
 

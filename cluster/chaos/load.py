@@ -8,7 +8,7 @@ again for something else, which must be refused; asks for an abort of what is un
 import asyncio
 import random
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cluster.calls import Answer, Caller, Unreachable
 from cluster.chaos.history import Recorder
@@ -144,7 +144,7 @@ class Load:
         op = self._op
         self._recorder.note("asked", op=op, client=client, key=key, body=name, node=node)
         url = f"{self._nodes[node]}/v1/transactions"
-        outcome, gid = await asked(self._caller, self._recorder, op, url, key, body)
+        outcome, gid, _ = await asked(self._caller, self._recorder, op, url, key, body)
         if gid is not None:
             self._known.append(gid)
             del self._known[:-_LOOKS_BACK]
@@ -168,33 +168,46 @@ class Load:
             self._recorder.note("read", client=client, node=node, gid=gid, outcome=seen(answer))
 
 
-async def asked(
-    caller: Caller, recorder: Recorder, op: int, url: str, key: str, body: Mapping[str, Any]
-) -> tuple[str, str | None]:
-    """Outcome and gid, as the history has them, of a request that begins a transaction; noted as what came of `op`."""
-    gid: str | None = None
+class Told(NamedTuple):
+    """What came of a request that begins a transaction, as the history has it."""
+
+    outcome: str
+    gid: str | None
     detail: str | None
+
+
+async def asked(
+    caller: Caller,
+    recorder: Recorder,
+    op: int,
+    url: str,
+    key: str,
+    body: Mapping[str, Any],
+    *,
+    within_s: float = _TRY_S,
+) -> Told:
+    """Begin a transaction, or ask under its key again; noted as what came of `op`."""
     try:
-        answer = await caller.once("POST", url, body=body, headers={"Idempotency-Key": key}, within_s=_TRY_S)
+        answer = await caller.once("POST", url, body=body, headers={"Idempotency-Key": key}, within_s=within_s)
     except Unreachable as error:
-        outcome, detail = "unknown", str(error)
+        told = Told("unknown", None, str(error))
     else:
-        outcome, gid, detail = _judged(answer)
-    recorder.note("answered", op=op, outcome=outcome, gid=gid, detail=detail)
-    return outcome, gid
+        told = _judged(answer)
+    recorder.note("answered", op=op, **told._asdict())
+    return told
 
 
-def _judged(answer: Answer) -> tuple[str, str | None, str | None]:
-    """What an answer to an order says: outcome, gid, and more."""
+def _judged(answer: Answer) -> Told:
+    """What an answer to an order says."""
     if answer.status in (200, 202):
         reason = answer.body.get("reason")
-        return seen(answer), answer.body["gid"], None if reason is None else str(reason)
+        return Told(seen(answer), answer.body["gid"], None if reason is None else str(reason))
     code = answer.body.get("code") if isinstance(answer.body, dict) else None
     if code == "idempotency_key_reused":
-        return "reused", None, None
+        return Told("reused", None, None)
     if answer.status in (429, 503):
-        return "unknown", None, f"{answer.status} {code}"
-    return "surprise", None, f"{answer.status} {answer.body}"
+        return Told("unknown", None, f"{answer.status} {code}")
+    return Told("surprise", None, f"{answer.status} {answer.body}")
 
 
 def seen(answer: Answer) -> str:

@@ -7,7 +7,7 @@ from typing import Final
 
 from cluster.calls import Caller, Unreachable
 from cluster.chaos.history import Recorder
-from cluster.chaos.load import order_of, seen
+from cluster.chaos.load import Told, asked, order_of, seen
 from cluster.chaos.stage import APPLICATION, LEDGER, Stage
 from participants.shop.audit import audit, locks, marks
 
@@ -20,6 +20,7 @@ _FINAL_S: Final = 300.0
 _PAGES: Final = 1_000
 _PROBES: Final = 24
 _PROBE_TRIES: Final = 20
+_PROBE_S: Final = 10.0
 
 
 class Watch:
@@ -71,33 +72,25 @@ class Watch:
     # -------------------------------------------------------------------------------------------- at rest
 
     async def probe(self, used: Iterable[tuple[str, str]], node_url: str) -> None:
-        """Order once more what was ordered, of whom it was ordered by: nothing may be locked."""
+        """Order once more what was ordered, of whom it was ordered by: nothing may be locked.
+
+        Like any client, a probe keeps its key until it has a definite answer. Only one that was refused takes another.
+        """
+        url = f"{node_url}/v1/transactions"
         for number, (sku, account) in enumerate(_share(used)):
-            outcome, detail = "unanswered", None
+            attempt = 0
+            told = Told("unanswered", None, None)
             for tries in range(_PROBE_TRIES):
-                key = f"probe-{number}-{tries}"
-                self._recorder.note(
-                    "asked", op=-(number * 100 + tries + 1), client=-1, key=key, body="order", node="any"
-                )
-                try:
-                    answer = await self._caller.once(
-                        "POST",
-                        f"{node_url}/v1/transactions",
-                        body={**order_of(key, sku, account, 1), "wait": "ended"},
-                        headers={"Idempotency-Key": key},
-                        within_s=10.0,
-                    )
-                except Unreachable as error:
-                    detail = str(error)
-                    continue
-                outcome = seen(answer) if answer.status == 200 else str(answer.status)
-                detail = str(answer.body.get("reason") or answer.body.get("detail"))
-                known = {"outcome": outcome, "gid": answer.body.get("gid"), "detail": detail}
-                self._recorder.note("answered", op=-(number * 100 + tries + 1), **known)
-                if outcome == "committed":
+                key, op = f"probe-{number}-{attempt}", -(number * 100 + tries + 1)
+                body = {**order_of(key, sku, account, 1), "wait": "ended"}
+                self._recorder.note("asked", op=op, client=-1, key=key, body="order", node="any")
+                told = await asked(self._caller, self._recorder, op, url, key, body, within_s=_PROBE_S)
+                if told.outcome == "committed":
                     break
+                if told.outcome not in ("undecided", "unknown"):
+                    attempt += 1
                 await asyncio.sleep(LOOK_S)
-            self._recorder.note("probe", what=f"{sku} by {account}", outcome=outcome, detail=detail)
+            self._recorder.note("probe", what=f"{sku} by {account}", outcome=told.outcome, detail=told.detail)
 
     async def final(self, gids: Iterable[str]) -> None:
         """Ask every node what became of every transaction, those that nobody was told of included."""
