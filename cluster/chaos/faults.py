@@ -13,9 +13,14 @@ from cluster.chaos.node import has_seen, set_clock
 from cluster.chaos.plan import Fault
 from cluster.chaos.stage import APPLICATION, CLIENTS, LEDGER, ON_SERVER, SERVER, Stage, well
 from cluster.process import ProcessTrouble
+from cluster.replication.disk import RealDisk
+from cluster.replication.standing import load
 
 _START_TRIES: Final = 20
+_AGAIN_S: Final = 1.0
 _FREE_S: Final = 60.0
+"""Until somebody is well to whom a fault can happen."""
+
 _LEADER_S: Final = 1.0
 _REJOIN_S: Final = 120.0
 _SERVER_S: Final = 60.0
@@ -67,6 +72,9 @@ class Nemesis:
     async def _one(self, fault: Fault) -> None:
         until_s = self._recorder.now_s + _FREE_S
         while (target := await self._choose(fault)) is None:
+            if fault.kind == "lose" and self.lost is not None:
+                # Who comes back has its own time for it, which is longer; should that be over, the run ends.
+                until_s = self._recorder.now_s + _FREE_S
             if self._recorder.now_s > until_s:
                 self._note(fault, fault.target, fired=False, detail="everyone was impaired already")
                 return
@@ -212,15 +220,20 @@ class Nemesis:
                 if target in self._stage.services:
                     await self._stage.services[target].start()
                 else:
-                    await self._stage.cluster.start_node(target, rejoin=rejoin and tries == 1)
+                    await self._stage.cluster.start_node(target, rejoin=rejoin and not self._has_standing(target))
             except ProcessTrouble as error:
                 # A database server that is down, too, keeps its service from starting.
                 if tries == _START_TRIES or self._stage.process(target).alive:
                     raise
                 self._recorder.note("note", text=f"{target} did not start: {error}")
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(_AGAIN_S)
             else:
                 return
+
+    def _has_standing(self, node: str) -> bool:
+        """Whether it has begun to rejoin: from then on its folder says so, and it is started like any other."""
+        folder = next(config.data for config in self._stage.cluster.configs if config.node == node) / "log"
+        return folder.exists() and load(RealDisk(folder)) is not None
 
     def _pause(self, fault: Fault, target: str) -> Undo:
         process = self._stage.process(target)

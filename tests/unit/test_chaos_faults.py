@@ -1,11 +1,20 @@
 """Whom a fault is meant for is decided at its time, and nobody is hit twice at once."""
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from cluster.chaos import faults
+from cluster.chaos.checks.fired import fired
 from cluster.chaos.faults import Nemesis
+from cluster.chaos.history import History
 from cluster.chaos.plan import Fault
+from cluster.process import ProcessTrouble
+from cluster.replication.disk import RealDisk
+from cluster.replication.standing import at_start
 
 
 class Stage:
@@ -74,3 +83,93 @@ async def test_a_clock_is_set_where_it_is_looked_at():
     assert await choose(one, fault("clock", "leader")) == [None]
     one.busy.clear()
     assert await choose(one, fault("clock", "leader")) == ["n2"]
+
+
+class Hours:
+    """A recorder by whose clock a minute and a half passes while it looks twice."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self._now_s = 0.0
+
+    @property
+    def now_s(self) -> float:
+        self._now_s += 45.0
+        return self._now_s
+
+    def note(self, type_: str, **fields: Any) -> None:
+        self.events.append({"at": self.now_s, "type": type_, **fields})
+
+
+class Waiting(Nemesis):
+    """At its third look the one that had lost its disk counts again, if it ever does."""
+
+    def __init__(self, recorder: Any, *, comes_back: bool = True) -> None:
+        stage: Any = Stage()
+        super().__init__(stage, recorder, [], 1, lambda _: None)
+        self.looks = 0
+        self.lost = "n1" if comes_back else None
+        self.busy = set() if comes_back else {"n1", "n2", "n3"}
+
+    async def _choose(self, fault: Fault) -> str | None:
+        self.looks += 1
+        if self.looks == 3:
+            self.lost = None
+        return await super()._choose(fault)
+
+    async def _begin(self, fault: Fault, target: str) -> Any:
+        self._note(fault, target, fired=True, detail="it is lost")
+        return self._nothing
+
+    async def _nothing(self) -> None:
+        self.lost = None
+
+
+def lost(number: int = 1) -> Fault:
+    return Fault(number=number, kind="lose", target="leader", due_s=0.0, for_s=0.0)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_a_second_loss_waits_for_the_first_however_long_that_takes(comes_back: bool) -> None:
+    recorder: Any = Hours()
+    one = Waiting(recorder, comes_back=comes_back)
+    recorder.note("planned", fault=1, kind="lose", target="leader")
+    await one._one(lost())
+    assert fired(History(recorder.events)) == (
+        [] if comes_back else ["fault 1 (lose leader) had no effect: everyone was impaired already"]
+    )
+    assert one.looks == 3 or not comes_back
+
+
+class Starting:
+    """A cluster whose node n1 fails to start twice, before and after there is a marker in its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cluster = self
+        self.services: dict[str, Any] = {}
+        self.configs = [SimpleNamespace(node="n1", data=folder)]
+        self.told: list[bool] = []
+
+    def process(self, name: str) -> Any:
+        return SimpleNamespace(alive=False)
+
+    async def start_node(self, node: str, *, rejoin: bool) -> None:
+        self.told.append(rejoin)
+        if len(self.told) == 2:
+            disk = RealDisk(self.configs[0].data / "log")
+            at_start(disk, "n1", has_log=False, has_history=False, rejoin=rejoin, nonce=b"x")
+        if len(self.told) < 4:
+            raise ProcessTrouble("it has ended")
+
+
+async def test_a_node_is_told_to_rejoin_until_its_folder_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "_AGAIN_S", 0.0)
+    stage: Any = Starting(tmp_path)
+    recorder: Any = Hours()
+    await Nemesis(stage, recorder, [], 1, print)._start("n1", rejoin=True)
+    assert stage.told == [True, True, False, False]
+    stage.told.clear()
+    await Nemesis(stage, recorder, [], 1, print)._start("n1")
+    assert not any(stage.told)
