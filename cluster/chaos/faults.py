@@ -4,6 +4,7 @@ import asyncio
 import random
 import shutil
 import signal
+import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -341,7 +342,7 @@ class Nemesis:
                     await server.start()
                     self._tell(f"{SERVER} had ended itself, and is started again")
                 await server.single("SELECT 1")
-            except ProcessTrouble:
+            except (ProcessTrouble, subprocess.TimeoutExpired):
                 # It may be about to end, or to recover.
                 if self._recorder.now_s > until_s:
                     raise

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 from cluster.chaos import disks
 from cluster.chaos.applications import Applications
-from cluster.chaos.checks import CHECKS
+from cluster.chaos.checks import CHECKS, Check
 from cluster.chaos.checks.doubt import waits
 from cluster.chaos.faults import Nemesis
 from cluster.chaos.history import History, Recorder, few
@@ -110,16 +111,18 @@ async def run(options: Options, report: Path, tell: Callable[[str], None]) -> Ve
     for what, why in impossible.items():
         tell(f"not possible here: {what}: {why}")
     folder = Path(tempfile.mkdtemp(prefix="outlast-chaos-"))
+    evidence = report / "evidence"
     trouble: str | None = None
     bad_lines: list[str] = []
 
-    def look_at_logs() -> None:
+    def look_at_logs(error: BaseException | None) -> None:
         # While disks that are about to be unmounted are still there.
         bad_lines.extend(_bad_lines(folder))
-        if trouble is not None or bad_lines or _judge(recorder.history(), bad_lines):
-            _keep(folder, report / "evidence")
+        if error is not None or bad_lines or _judge(recorder.history(), bad_lines):
+            _keep(folder, evidence)
             for name, server in stage.servers.items():
-                shutil.copy(server.log, report / "evidence" / f"{name}.txt")
+                if server.log.exists():
+                    shutil.copy(server.log, evidence / f"{name}.txt")
 
     try:
         with Recorder(report / "history.jsonl") as recorder:
@@ -135,10 +138,10 @@ async def run(options: Options, report: Path, tell: Callable[[str], None]) -> Ve
             )
             try:
                 await _run(stage, recorder, options, kinds, tell)
-            except (ProcessTrouble, OSError) as error:
-                trouble = f"{type(error).__name__}: {error}"
-            except BaseExceptionGroup as errors:
-                trouble = "; ".join(f"{type(each).__name__}: {each}" for each in _leaves(errors))
+            except Exception as error:  # noqa: BLE001  # whatever it was, it is judged, and there is something to look at
+                trouble = _trouble(error)
+                evidence.mkdir(exist_ok=True)
+                (evidence / "traceback.txt").write_text("".join(traceback.format_exception(error)))
             complaints = _judge(recorder.history(), bad_lines)
             verdict = Verdict(
                 seed=options.seed,
@@ -191,11 +194,12 @@ async def _run(
         if stage.application is not None:
             clients.append(Applications(stage.application, caller, stage.client_urls, recorder, options.seed))
         nemesis = Nemesis(stage, recorder, plan, options.seed, tell)
-        watching = [
-            asyncio.create_task(watch.leader()),
-            *(asyncio.create_task(watch.prepared(n)) for n in stage.services),
-        ]
-        try:
+        # A run that nobody looks at proves nothing: whatever ends a look ends all.
+        async with asyncio.TaskGroup() as watching:
+            looks = [
+                watching.create_task(watch.leader()),
+                *(watching.create_task(watch.prepared(name)) for name in stage.services),
+            ]
             async with asyncio.TaskGroup() as group:
                 for each in clients:
                     group.create_task(each.run())
@@ -208,13 +212,8 @@ async def _run(
             leader = await stage.cluster.wait_for_leader(within_s=_LEADER_S)
             recorder.note("rest")
             await watch.until_none_is_prepared(within_s=_REST_S)
-        finally:
-            for task in watching:
-                task.cancel()
-            ended = await asyncio.gather(*watching, return_exceptions=True)
-        for outcome in ended:
-            if isinstance(outcome, Exception):
-                raise outcome
+            for look in looks:
+                look.cancel()
         tell("at rest: every node and every database is asked")
         await watch.probe(load.used, leader.url)
         await watch.final(event["gid"] for event in recorder.events if event.get("gid") is not None)
@@ -236,10 +235,18 @@ def _judge(history: History, bad_lines: Sequence[str]) -> dict[str, list[str]]:
     """Complaints by check."""
     if not any(True for _ in history.of("run")):
         return {"answered": ["the run did not begin"]}
-    found = {name: check(history) for name, (_, check) in CHECKS.items()}
+    found = {name: _made(check, history) for name, (_, check) in CHECKS.items()}
     if bad_lines:
         found["logs"] = [*bad_lines]
     return {name: complaints for name, complaints in found.items() if complaints}
+
+
+def _made(check: Check, history: History) -> list[str]:
+    """What a check complains of; that it could not be made, where it cannot cope with what was recorded."""
+    try:
+        return check(history)
+    except Exception as error:  # noqa: BLE001  # a defect, and no reason to say nothing of all the others
+        return [f"it could not be made: {type(error).__name__}: {error}"]
 
 
 def _bad_lines(folder: Path) -> list[str]:
@@ -259,11 +266,16 @@ def _keep(folder: Path, evidence: Path) -> None:
     )
 
 
-def _leaves(errors: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    found: list[BaseException] = []
-    for each in errors.exceptions:
-        found += _leaves(each) if isinstance(each, BaseExceptionGroup) else [each]
-    return found
+def _trouble(error: Exception) -> str:
+    """In one line."""
+    return "; ".join(f"{type(each).__name__}: {each}".partition("\n")[0] for each in _leaves(error))
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    """What a group of errors consists of, however deep; an error that is no group is all there is."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for each in error.exceptions for leaf in _leaves(each)]
 
 
 def _counts(history: History) -> dict[str, Any]:

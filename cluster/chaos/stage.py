@@ -97,7 +97,8 @@ class Stage:
 
     seed: of what the application does. stock, balances_cents: what the shop begins with. disks: nodes and databases get
     disks that can be filled. modules: what to run in the place of a service, for tests. postgres: otherwise everything
-    is on SQLite, and there is no application.
+    is on SQLite, and there is no application. on_end: is told, when all has stopped and nothing is gone
+    yet, what has gone wrong by then, in stopping too.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Stage:
         postgres: bool,
         disks: bool,
         modules: Mapping[str, str] | None = None,
-        on_end: Callable[[], None] | None = None,
+        on_end: Callable[[BaseException | None], None] | None = None,
     ) -> None:
         self.folder = folder
         self.shop = folder / "shop"
@@ -148,8 +149,7 @@ class Stage:
             server = self._make_server(stack)
             if self._with_disks:
                 self._mount(stack, server)
-            if self._on_end is not None:
-                stack.callback(self._on_end)  # when all has stopped, and nothing is gone yet
+            stack.push(self._ended)
             if server is not None:
                 await self._start_server(stack, server)
             await asyncio.to_thread(self._seed)
@@ -176,7 +176,13 @@ class Stage:
     ) -> None:
         for wire in self.wires:
             wire.heal_all()
-        await self._exit.aclose()
+        await self._exit.__aexit__(kind, error, trace)
+
+    def _ended(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._on_end is not None:
+            self._on_end(error)
 
     def _make_server(self, stack: AsyncExitStack) -> PostgresServer | None:
         if not self._postgres:
@@ -201,6 +207,7 @@ class Stage:
     async def _start_server(self, stack: AsyncExitStack, server: PostgresServer) -> None:
         from cluster.chaos.books import lay_out  # it needs asyncpg
 
+        self.servers[SERVER] = server
         stack.push_async_callback(server.stop)
         await server.start()
         put_on_server(self.shop, ON_SERVER, await server.create_database("shop"))
@@ -208,7 +215,6 @@ class Stage:
         self.dsns = [server.dsn("shop"), server.dsn("ledger")]
         for dsn in self.dsns:
             await lay_out(dsn)
-        self.servers[SERVER] = server
 
     @property
     def ledger(self) -> Path:
