@@ -12,7 +12,8 @@ Every line has `at`, seconds since the run began, and `type`:
 | `answered` | op, outcome, gid, detail | committed, aborted, undecided, reused (422), unknown |
 | `read` | node, gid, outcome | somebody looked: committed, aborted, undecided, missing, forgotten |
 | `prepared` | participant, gids | its branches that are in doubt now; `gids` null: it does not answer |
-| `leader` | node, epoch | node null: nobody says so |
+| `leader` | node, epoch | who leads, of several the one in the newest epoch; node null: nobody says so |
+| `leads` | node, epoch | a node says of itself that it leads; noted of each node once in each epoch |
 | `rest` | | every fault has ended, and so has the load |
 | `final` | node, gid, outcome | like `read`, at rest, for every transaction at every node |
 | `marks` | participant, orders, of | order id to gid, as the database has it, at rest |

@@ -30,15 +30,32 @@ class Watch:
         self._stage, self._caller, self._recorder = stage, caller, recorder
 
     async def leader(self) -> None:
-        """Who leads, until this is cancelled."""
+        """Who leads, and whoever says so of itself, until this is cancelled."""
         before: tuple[str | None, int | None] | None = None
+        noted: set[tuple[str, int]] = set()
         while True:
-            found = await self._stage.cluster.leader()
-            now = (None, None) if found is None else (found.node, found.epoch)
+            said = await self._leaders()
+            for node, epoch in said:
+                if (node, epoch) not in noted:
+                    noted.add((node, epoch))
+                    self._recorder.note("leads", node=node, epoch=epoch)
+            now = max(said, key=lambda each: each[1], default=(None, None))
             if now != before:
                 before = now
                 self._recorder.note("leader", node=now[0], epoch=now[1])
             await asyncio.sleep(LOOK_S)
+
+    async def _leaders(self) -> list[tuple[str, int]]:
+        """Every running node that says it leads, with its epoch: each is asked directly, whatever is cut."""
+        cluster = self._stage.cluster
+        asked = [node for node in cluster.running if not cluster.process(node).paused]
+        answers = await asyncio.gather(*(cluster.status(node) for node in asked))
+        return [
+            (node, answer["epoch"])
+            for node, answer in zip(asked, answers, strict=True)
+            # Before it is ready it shows the epoch of the leader before it.
+            if answer is not None and answer["role"] == "leader" and answer["ready"]
+        ]
 
     async def prepared(self, name: str) -> None:
         """What a service holds prepared, until this is cancelled."""

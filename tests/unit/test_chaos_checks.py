@@ -33,6 +33,7 @@ def good() -> list[Event]:
     known = {"nodes": [*NODES], "participants": dict.fromkeys(ALL), "books": books}
     note("run", seed=1, seconds=9, **known, bound_s=2.0, retention_s=600.0)
     note("planned", fault=1, kind="kill", target="leader", due=1.0, for_s=1.0)
+    note("leads", node="n1", epoch=2)
     note("leader", node="n1", epoch=2)
     note("asked", op=1, client=0, key="order-1", body="order", node="n1")
     note("lived", life=1)
@@ -40,6 +41,8 @@ def good() -> list[Event]:
         note("prepared", participant=name, gids=["c-2-1"])
     note("answered", op=1, outcome="undecided", gid="c-2-1", detail=None)
     note("began", fault=1, kind="kill", target="n1", parts=["n1"], links=[], fired=True, detail="kill -9")
+    note("leads", node="n2", epoch=3)
+    note("leader", node="n2", epoch=3)
     note("asked", op=2, client=0, key="order-1", body="order", node="n2")
     note("answered", op=2, outcome="committed", gid="c-2-1", detail=None)
     note("asked", op=3, client=0, key="order-1", body="another", node="n2")
@@ -193,6 +196,13 @@ BAD = {
             "marks", {"orders": {"order-1": "c-3-1"}}, participant="orders"
         ),
         "another transaction made the move": changed("marks", {"orders": {"move-1": "c-9-9"}}, participant="ledger"),
+    },
+    "leaders": {
+        "two at once": more({"at": 5.0, "type": "leads", "node": "n3", "epoch": 3}),
+        "one long after the other": more({"at": 99.0, "type": "leads", "node": "n2", "epoch": 2}),
+        "nobody looked": lambda events: events.__setitem__(
+            slice(None), [event for event in events if event["type"] != "leads"]
+        ),
     },
     "locks": {
         "a lock is left": changed("locks", {"count": 1}, participant="payments"),

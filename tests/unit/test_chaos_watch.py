@@ -1,5 +1,6 @@
 """Who looks on: a probe is a client like any other, and whoever says that it leads is noted."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from cluster.calls import Answer, Unreachable
 from cluster.chaos import watch
 from cluster.chaos.checks.answered import answered
+from cluster.chaos.checks.leaders import leaders
 from cluster.chaos.history import History, Recorder
 from cluster.chaos.watch import Watch
 
@@ -71,3 +73,53 @@ async def test_a_probe_that_was_refused_is_another_order(tmp_path):
 )
 async def test_a_probe_that_gets_nowhere_is_a_complaint(tmp_path, ever, outcome, complaints):
     assert await probed(tmp_path, Replies(ever)) == (outcome, complaints)
+
+
+class Looks:
+    """A cluster of which each node says in turn what is in `said`: role, ready, epoch; None: it is silent."""
+
+    def __init__(self, said: dict[str, list[tuple[str, bool, int] | None]]) -> None:
+        self.cluster = self
+        self.running = tuple(said)
+        self._said = said
+
+    def process(self, node: str) -> Any:
+        return SimpleNamespace(paused=node == "n4")
+
+    async def status(self, node: str) -> dict[str, Any] | None:
+        assert node != "n4", "it is paused, and would not answer"
+        if not self._said[node]:
+            raise asyncio.CancelledError
+        now = self._said[node].pop(0)
+        return None if now is None else dict(zip(("role", "ready", "epoch"), now, strict=True))
+
+
+async def test_all_who_say_that_they_lead_are_noted(tmp_path):
+    stage: Any = Looks(
+        {
+            # Cut off, and back in the last look.
+            "n1": [("leader", True, 2), ("leader", True, 2), ("leader", True, 2), ("follower", True, 4)],
+            # It is not past its barrier at first, and leads again later.
+            "n2": [("follower", True, 2), ("leader", False, 2), ("leader", True, 3), ("leader", True, 4)],
+            "n3": [None, ("follower", True, 2), ("leader", True, 3), ("follower", True, 4)],
+            "n4": [],
+        }
+    )
+    nobody: Any = None
+    with Recorder(tmp_path / "history.jsonl") as recorder:
+        with pytest.raises(asyncio.CancelledError):
+            await Watch(stage, nobody, recorder).leader()
+        said = [(event["type"], event["node"], event["epoch"]) for event in recorder.events]
+        (complaint,) = leaders(recorder.history())
+    assert complaint.startswith("epoch 3 has 2 leaders: n2 (at ")
+    assert [each for each in said if each[0] == "leads"] == [
+        ("leads", "n1", 2),
+        ("leads", "n2", 3),
+        ("leads", "n3", 3),
+        ("leads", "n2", 4),
+    ]
+    assert [each for each in said if each[0] == "leader"] == [
+        ("leader", "n1", 2),
+        ("leader", "n2", 3),
+        ("leader", "n2", 4),
+    ]

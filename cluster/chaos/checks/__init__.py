@@ -13,6 +13,7 @@ from cluster.chaos.checks.atomicity import atomicity
 from cluster.chaos.checks.doubt import doubt
 from cluster.chaos.checks.fired import fired
 from cluster.chaos.checks.keys import keys
+from cluster.chaos.checks.leaders import leaders
 from cluster.chaos.checks.locks import locks
 from cluster.chaos.checks.outcomes import outcomes
 from cluster.chaos.checks.sums import sums
@@ -27,6 +28,7 @@ CHECKS: Final[Mapping[str, tuple[str, Check]]] = {
     "sums": ("money and stock add up at rest", sums),
     "doubt": ("no branch is prepared for longer than the bound while a majority is up", doubt),
     "keys": ("idempotency keys are linearizable", keys),
+    "leaders": ("no epoch has two leaders", leaders),
     "locks": ("no lock outlives its transaction", locks),
     "answered": ("every request has a definite answer in the end", answered),
     "fired": ("every fault that was planned did happen", fired),
