@@ -90,16 +90,16 @@ OPEN_RECONCILIATION: Final[Shape] = {
     "waiting_for": [printable],
     "participants": {},
 }
-NODE: Final[Shape] = {
+NODE: Final[Shape] = {  # what older software says (docs/UPGRADES.md) lacks what came later
     "cluster": printable,
     "node": printable,
     "role": printable,
     "leader": _word,
-    "level": _count,
+    "level?": _count,
     "ready": _flag,
-    "nodes": [{"id": printable, "url": _url, "understands": lambda value: value is None or _count(value)}],
-    "trouble": _note,
-    "reconciling": _flag,
+    "nodes": [{"id": printable, "url": _url, "understands?": lambda value: value is None or _count(value)}],
+    "trouble?": _note,
+    "reconciling?": _flag,
 }
 PARTICIPANTS: Final[Shape] = {
     "participants": [

@@ -30,7 +30,8 @@ _NESTING_MAX: Final = 2 * MAX_NESTING
 """Of a body: what is in it is judged by the node, and has to get there."""
 
 _DEFAULT_TIMEOUT_S: Final = 10.0
-_TIMEOUT_MAX_S: Final = 86_400.0
+_WAIT_MAX_S: Final = 86_400.0
+"""Nobody sits before a terminal for longer, whatever timeout a cluster allows; what then becomes of it is unknown."""
 _MARGIN_S: Final = 2.0
 """A node answers a call that waits by the transaction's timeout and one second more."""
 
@@ -126,9 +127,7 @@ def submit(arguments: argparse.Namespace) -> int:
 
 async def _submit(arguments: argparse.Namespace, caller: Caller) -> int:
     body = _body(arguments)
-    timeout_s = body.get("timeout_s", _DEFAULT_TIMEOUT_S)
-    known = isinstance(timeout_s, int | float) and 0 < timeout_s <= _TIMEOUT_MAX_S  # if not, it is refused
-    wait_s = (timeout_s if known else _DEFAULT_TIMEOUT_S) + _MARGIN_S
+    wait_s = wait_for(body.get("timeout_s", _DEFAULT_TIMEOUT_S))
     # With a key of our own the request can go to another node when one does not answer.
     key = arguments.key or f"cli-{uuid.uuid4()}"
     answer = await caller.anywhere(
@@ -148,6 +147,13 @@ async def _submit(arguments: argparse.Namespace, caller: Caller) -> int:
     if txn["decision"] == "abort":
         return complain(f"{txn['gid']} aborted: {_reason(txn)}", FAILED)
     return OK if body.get("wait") == "none" else _not_yet(txn)
+
+
+def wait_for(timeout_s: object) -> float:
+    """Seconds to wait for the answer to a transaction of that timeout."""
+    if not isinstance(timeout_s, int | float) or not timeout_s > 0:
+        timeout_s = _DEFAULT_TIMEOUT_S  # it is refused at once
+    return min(timeout_s, _WAIT_MAX_S) + _MARGIN_S
 
 
 def _body(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -381,7 +387,7 @@ def _show(arguments: argparse.Namespace, txn: dict[str, Any]) -> None:
     for each in txn.get("waiting_for", ()):
         print(f"  waits for {awaited(each)}")
     if "heuristic" in txn:
-        seen_to = f"acknowledged {txn['acknowledged_at']}" if txn["acknowledged_at"] else "not acknowledged"
+        seen_to = f"acknowledged {txn['acknowledged_at']}" if txn.get("acknowledged_at") else "not acknowledged"
         print(f"  heuristic: {txn['heuristic']}, {seen_to}")
 
 

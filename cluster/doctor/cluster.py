@@ -12,6 +12,7 @@ from cluster.calls import Answer, Caller, Unreachable
 from cluster.commands.tx import awaited
 from cluster.doctor.findings import Finding, InFlight, Report, Restart, Severity, Unseen, lasting, seconds_of
 from cluster.doctor.standing import Kind, Standing
+from coordinator.levels import OLDEST
 
 _PATIENCE_S: Final = 5.0
 _PAGE: Final = 500
@@ -190,7 +191,8 @@ def judge(facts: ClusterFacts, report: Report, *, limit_s: float) -> None:
         if flight.age_s > limit_s and "heuristic" not in txn:
             report.findings.append(_stuck(txn, flight))
     report.more_in_flight = facts.more
-    report.findings += [_heuristic(txn) for txn in facts.heuristics or ()]
+    # Older software does not know what was asked for, and shows others too.
+    report.findings += [_heuristic(txn) for txn in facts.heuristics or () if "heuristic" in txn]
     report.restart = restart(facts)
 
 
@@ -222,7 +224,7 @@ def _nodes(facts: ClusterFacts) -> Sequence[Finding]:
             )
             continue
         says = node.says
-        if says["trouble"]:
+        if says.get("trouble"):
             found.append(
                 Finding(
                     severity=Severity.CRITICAL,
@@ -242,8 +244,10 @@ def _nodes(facts: ClusterFacts) -> Sequence[Finding]:
                     todo="wait; its log says how far it is",
                 )
             )
-    levels = {row["id"]: row["understands"] for says in said for row in says["nodes"] if row["understands"]}
-    level = max((says["level"] for says in said), default=0)
+    levels = {row["id"]: row["understands"] for says in said for row in says["nodes"] if row.get("understands")}
+    # Software that knows no levels says nothing of them.
+    levels |= {says["node"]: OLDEST for says in said if "level" not in says}
+    level = max((says.get("level", OLDEST) for says in said), default=OLDEST)
     for name, understands in sorted(levels.items()):
         if understands < level:
             found.append(
@@ -255,7 +259,7 @@ def _nodes(facts: ClusterFacts) -> Sequence[Finding]:
                     todo="install the software that the other nodes run (docs/UPGRADES.md)",
                 )
             )
-    if any(says["reconciling"] for says in said):
+    if any(says.get("reconciling") for says in said):
         found.append(
             Finding(
                 severity=Severity.WARNING,
@@ -367,7 +371,8 @@ def restart(facts: ClusterFacts) -> Restart:
     if not facts.unfinished:
         return Restart(helps=False, why="nothing is in flight")
     decided = [txn for txn in facts.unfinished if txn["decision"] is not None]
-    waits = [each for txn in facts.unfinished for each in txn.get("waiting_for") or ()]
+    told = [each for txn in facts.unfinished for each in txn.get("waiting_for") or ()]
+    waits = [each for each in told if each["participant"] is not None]
     dead = sorted({each["participant"] for each in waits if each["down_since"] is not None})
     mad = sorted({each["participant"] for each in waits if each["for"] == "operator"})
     parts = []

@@ -393,6 +393,17 @@ class _Told(Caller):
         return Answer(200, _parsed(self.said.get(path, self.said["a transaction"])))
 
 
+NOBODY = [WAITING, {**WAITING, "participant": None}, {**WAITING, "for": "operator", "participant": None}]
+
+
+def _without(plain: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in plain.items() if name not in names}
+
+
+def _page(txn: dict[str, Any]) -> dict[str, Any]:
+    return {"transactions": [txn], "next": None}
+
+
 def _well() -> dict[str, bytes]:
     """All as it should be."""
     return {path: as_json(plain) for path, plain in PATHS.items()} | {"a transaction": as_json(TXN)}
@@ -434,6 +445,10 @@ def nodes_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
 @example(("doctor",), dict.fromkeys([*PATHS, "a transaction"], b'{"nodes":7}'), False)
 @example(("tx", "show", "m-1-1"), dict.fromkeys([*PATHS, "a transaction"], b"[" * 2000), True)
 @example(("tx", "show", "m-1-1"), dict.fromkeys([*PATHS, "a transaction"], b"[" * 500 + b"]" * 500), True)
+@example(("tx", "show", "m-1-1"), _well() | {"a transaction": as_json(_without(TXN, "acknowledged_at"))}, False)
+@example(("doctor",), _well() | {"/v1/cluster": as_json(_without(SAYS, "level", "trouble", "reconciling"))}, False)
+@example(("doctor",), _well() | {"/v1/transactions": as_json(_page(_without(TXN, "heuristic")))}, False)
+@example(("doctor",), _well() | {"/v1/transactions": as_json(_page({**TXN, "waiting_for": NOBODY}))}, False)
 @example(COMMANDS[6], _well() | {"/v1/participants/stock": as_json({**LANE, "url": "http://["})}, False)
 @example(COMMANDS[6], _well() | {"/v1/participants/stock": as_json({**LANE, "url": ""})}, False)
 @example(COMMANDS[10], _well() | {"/v1/participants": as_json({"participants": [{**LANE, "url": "http://["}]})}, False)

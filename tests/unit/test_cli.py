@@ -12,6 +12,7 @@ from aiohttp import web
 from cluster.calls import Caller, NotConnected, Unreachable
 from cluster.cli import main, parser
 from cluster.commands import local
+from cluster.commands.tx import wait_for
 from cluster.layout import Running
 from cluster.process import Identity
 
@@ -60,6 +61,14 @@ def complaint(capsys: pytest.CaptureFixture[str], status: int, *words: object) -
 )
 def test_wrong_usage(capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
     assert says in usage_error(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "wait_s"),
+    [(3, 5.0), (86_400.0, 86_402.0), (7 * 86_400, 86_402.0), (10**400, 86_402.0), (0, 12.0), (-1, 12.0), ("3", 12.0)],
+)
+def test_a_submission_waits_for_its_timeout_and_never_longer_than_a_day(timeout_s: object, wait_s: float) -> None:
+    assert wait_for(timeout_s) == wait_s
 
 
 @pytest.mark.parametrize(

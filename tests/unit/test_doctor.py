@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.answers import NODE, fits
 from cluster.cli import parser
 from cluster.commands.tx import participant_access
 from cluster.doctor import cluster, mariadb, participants, postgres
@@ -277,6 +278,24 @@ def test_nodes_in_trouble(facts, code, status, helps):
     assert report.restart.helps is helps
 
 
+def older(node):
+    """What software says that knows no levels, no restore and no full disks."""
+    whole = says(node, nodes=[{"id": f"n{i}", "url": f"http://n{i}"} for i in (1, 2, 3)])
+    return {key: value for key, value in whole.items() if key not in ("level", "trouble", "reconciling")}
+
+
+def test_nodes_of_older_software_are_nodes():
+    assert fits(older("n1"), NODE)
+    assert judged(facts_of(older("n1"), older("n2"), older("n3"))).status is Status.WELL
+    mixed = says("n1", level=1, nodes=[{"id": f"n{i}", "understands": None if i == 2 else 2} for i in (1, 2, 3)])
+    assert judged(facts_of(mixed, older("n2"), {**mixed, "node": "n3"})).status is Status.WELL
+
+
+def test_a_node_that_knows_no_levels_is_behind_a_cluster_that_has_risen():
+    (found,) = judged(facts_of(says("n1"), older("n2"), says("n3"))).findings
+    assert (found.code, found.where) == ("node_behind", "node n2")
+
+
 def test_no_answer_at_all_is_not_seen_and_blames_nobody():
     report = judged(facts_of(None, None))
     assert (report.findings, report.status) == ([], Status.NOT_SEEN)
@@ -315,6 +334,11 @@ def test_heuristics_are_critical_until_resolved_and_warned_of_until_acknowledged
     assert "against the decision" in report.findings[1].what
     assert f"outlast tx acknowledge {GID}" in report.findings[1].todo
     assert report.findings[1].since == 605.0
+
+
+def test_of_those_that_older_software_shows_only_heuristic_ones_are_judged():
+    """It does not know `heuristic=true`, and answers with all."""
+    assert judged(facts_of(says("n1"), heuristics=[TXN])).findings == []
 
 
 def test_a_participant_that_is_down_is_critical_once_something_is_owed_for_long():
