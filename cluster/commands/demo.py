@@ -11,7 +11,7 @@ from cluster.cli import FAILED, OK, complain, print_json
 from cluster.commands.local import interruptible
 from cluster.databases.server import server_folder
 from cluster.demo.crash import NotCaught
-from cluster.demo.databases import PARTICIPANTS
+from cluster.demo.databases import PARTICIPANTS, Databases
 from cluster.demo.show import Options, run
 from cluster.demo.view import LiveView, PlainView, View
 from cluster.process import ProcessTrouble
@@ -23,13 +23,8 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 async def _demo(arguments: argparse.Namespace) -> int:
-    options = Options(
-        seconds=arguments.seconds,
-        per_s=arguments.rate,
-        contrast=not arguments.no_contrast,
-        participants=arguments.participants,
-    )
-    if not PARTICIPANTS[options.participants]:
+    options = Options(seconds=arguments.seconds, per_s=arguments.rate, contrast=not arguments.no_contrast)
+    if not PARTICIPANTS[arguments.participants]:
         folder = Path(tempfile.mkdtemp(prefix="outlast-demo-"))
     else:
         # Servers that root starts run as somebody else, who must get through; what else is here stays closed.
@@ -37,10 +32,12 @@ async def _demo(arguments: argparse.Namespace) -> int:
         folder.chmod(0o711)
         for part in ("three", "one"):
             (folder / part).mkdir(mode=0o700)
-    # Whatever goes wrong, somebody will want to look at the logs; an interruption is nothing wrong.
-    keep = True
+    keep = False
     try:
-        failures = await _play(arguments, folder, options)
+        databases = Databases(folder, arguments.participants)
+        # Whatever goes wrong from here on, somebody will want to look at the logs; an interruption is nothing wrong.
+        keep = True
+        failures = await _play(arguments, folder, databases, options)
         keep = bool(failures) or arguments.keep
     except asyncio.CancelledError:
         keep = arguments.keep
@@ -53,11 +50,11 @@ async def _demo(arguments: argparse.Namespace) -> int:
     return complain(f"the demo failed: {'; '.join(failures)}", FAILED) if failures else OK
 
 
-async def _play(arguments: argparse.Namespace, folder: Path, options: Options) -> list[str]:
+async def _play(arguments: argparse.Namespace, folder: Path, databases: Databases, options: Options) -> list[str]:
     """What went wrong."""
     try:
         with _view(arguments) as view:
-            verdict, contrast = await run(folder, options, view)
+            verdict, contrast = await run(folder, databases, options, view)
     except (ProcessTrouble, NotCaught) as error:
         return [str(error)]
     view.verdict(verdict, contrast)

@@ -33,7 +33,6 @@ class Options:
     """What may be chosen.
 
     seconds: of load with three nodes. per_s: customers. outage_s: of the contrast.
-    participants: where the shop's databases are, one of `databases.PARTICIPANTS`.
     """
 
     seconds: float = 14.0
@@ -41,14 +40,12 @@ class Options:
     contrast: bool = True
     outage_s: float = OUTAGE_S
     seed: int | None = None
-    participants: str = "sqlite"
 
 
-async def run(folder: Path, options: Options, view: View) -> tuple[Verdict, Verdict | None]:
+async def run(folder: Path, databases: Databases, options: Options, view: View) -> tuple[Verdict, Verdict | None]:
     """Both parts, and a verdict on each. Raises `ProcessTrouble` and `NotCaught` when the scenery fails."""
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
     view.event(f"seed {seed}")
-    databases = Databases(folder, options.participants)
     if databases.servers:
         view.event(f"starting {' and '.join(databases.names)}")
     async with databases:

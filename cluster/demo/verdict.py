@@ -5,7 +5,7 @@ afterwards, and checks one against the other. It believes no counter of the coor
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -153,21 +153,35 @@ def _checks(evidence: Evidence, report: Report, placed: dict[str, str]) -> Itera
     yield Check(name="money and stock add up", ok=report.ok, detail=_few(list(report.discrepancies)) or sums)
     gids = set(placed.values())
     for crash in evidence.crashes:
-        undone = [gid for gid in crash.decided if gid not in gids]
+        missing = _missing(crash, gids)
+        if crash.leader is None:
+            missing.append("nobody leads again")
         yield Check(
             name=f"what {crash.node} had decided was carried out",
-            ok=bool(crash.decided) and not undone and None not in (crash.leader, crash.finished_after_s),
-            detail=_few(undone)
+            ok=not missing,
+            detail="; ".join(missing)
             or f"{len(crash.decided)} commits; all {len(crash.blocked)} blocked transactions are finished",
         )
     for outage in evidence.outages:
-        undone = [gid for gid in outage.decided if gid not in gids]
+        missing = _missing(outage, gids)
         yield Check(
             name=f"what was decided while {outage.server} was dead was carried out",
-            ok=bool(outage.decided) and not undone and outage.finished_after_s is not None,
-            detail=_few(undone)
+            ok=not missing,
+            detail="; ".join(missing)
             or f"all {len(outage.blocked)} transactions that were prepared at the kill are finished",
         )
+
+
+def _missing(kill: Crash | Outage, placed: Collection[str]) -> list[str]:
+    """What did not come of a kill that should have; `placed`: gids of the orders that are there."""
+    missing = []
+    if not kill.decided:
+        missing.append("no decision was on its way, so nothing is proven")
+    if undone := [gid for gid in kill.decided if gid not in placed]:
+        missing.append(f"decided, and not carried out: {_few(undone)}")
+    if kill.finished_after_s is None:
+        missing.append(f"of the {len(kill.blocked)} transactions that were prepared at the kill some are not finished")
+    return missing
 
 
 def _few(names: list[str]) -> str:

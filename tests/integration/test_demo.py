@@ -91,7 +91,9 @@ async def test_a_short_demo_and_a_verdict_that_can_fail(tmp_path: Path) -> None:
 
 
 async def test_the_contrast_stays_blocked_until_its_restart(tmp_path: Path) -> None:
-    verdict, contrast = await run(tmp_path, Options(seconds=3, outage_s=1.0, seed=2), View())
+    verdict, contrast = await run(
+        tmp_path, Databases(tmp_path, "sqlite"), Options(seconds=3, outage_s=1.0, seed=2), View()
+    )
     assert verdict.ok, list(verdict.failures())
     assert contrast is not None
     assert contrast.ok, list(contrast.failures())
@@ -137,14 +139,14 @@ def demo_that_says(words: str, folder: Path, *options: str) -> subprocess.Popen[
 
 def test_an_interrupted_demo_cleans_up(tmp_path: Path) -> None:
     process = demo_that_says("kill -9", tmp_path)
-    pids = [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path) in read(path)]
+    pids = pids_of(tmp_path)
     assert len(pids) >= 5
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "interrupted" in stderr
     assert list(tmp_path.iterdir()) == []
-    wait_until(lambda: not any(str(tmp_path) in read(Path(f"/proc/{pid}/cmdline")) for pid in pids), "all have ended")
+    wait_until(lambda: not set(pids) & set(pids_of(tmp_path)), "all have ended")
 
 
 # ------------------------------------------------------------------------------------------------ on database servers
@@ -166,7 +168,7 @@ def open_folder() -> Iterator[Path]:
 )
 async def test_on_database_servers(open_folder: Path, participants: str) -> None:
     needs_mariadb(participants)
-    options = Options(seconds=4, per_s=15, seed=3, participants=participants)
+    options = Options(seconds=4, per_s=15, seed=3)
     async with Databases(open_folder, participants) as databases:
         evidence = await replicated(open_folder / "three", options, View(), seed=3, databases=databases)
         shop = open_folder / "three" / "shop"
@@ -200,14 +202,13 @@ async def test_on_database_servers(open_folder: Path, participants: str) -> None
 
 def test_an_interrupted_demo_leaves_no_server(open_folder: Path) -> None:
     process = demo_that_says("starting 3 nodes", open_folder, "--participants", "postgres")
+    pids = pids_of(open_folder)
+    assert any("postgres" in read(Path(f"/proc/{pid}/cmdline")) for pid in pids), "the server runs already"
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=90)
     assert process.returncode == 130, stderr
     assert list(open_folder.iterdir()) == []
-    wait_until(
-        lambda: not any(str(open_folder) in read(path) for path in Path("/proc").glob("[0-9]*/cmdline")),
-        "all servers have ended",
-    )
+    wait_until(lambda: not set(pids) & set(pids_of(open_folder)), "all servers have ended")
 
 
 def test_a_server_that_is_not_installed_is_named(
@@ -219,13 +220,21 @@ def test_a_server_that_is_not_installed_is_named(
     monkeypatch.setattr("cluster.databases.mariadb._folders", absent)
     monkeypatch.setattr(tempfile, "tempdir", str(open_folder))
     assert main(["demo", "--participants", "mixed"]) == 1
-    assert "MariaDB is not installed here: apt-get install mariadb-server" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "MariaDB is not installed here: apt-get install mariadb-server" in said
+    assert "data and logs" not in said
+    assert list(open_folder.iterdir()) == []
 
 
 def needs_mariadb(participants: str) -> None:
     """Skips where it is not installed."""
     if "mariadb" in PARTICIPANTS[participants].values():
         new_server().remove()
+
+
+def pids_of(folder: Path) -> list[int]:
+    """Of the processes that have this folder on their command line."""
+    return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if str(folder) in read(path)]
 
 
 def read(path: Path) -> str:
