@@ -2,8 +2,8 @@
 
     server = MariaDbServer(server_folder("outlast-mariadb-"))
     await server.start()
-    await server.create_database("shop")
-    ...                                     # user root without a password, on server.socket
+    dsn = await server.create_database("shop")
+    ...                                         # user root without a password, on server.socket
     await server.stop()
     server.remove()
 
@@ -18,6 +18,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from cluster.databases.server import SOCKET_PATH_LIMIT, DatabaseServer
 from cluster.process import ProcessTrouble
@@ -89,11 +90,16 @@ class MariaDbServer(DatabaseServer):
                 return False
         return len(said) == 5 and said[4] == _GREETING
 
-    async def create_database(self, name: str) -> None:
-        """A new empty database. Raises `ProcessTrouble`."""
+    def dsn(self, database: str) -> str:
+        """Where a database is, for the owner of all. It holds no secret."""
+        return f"mariadb://{_OWNER}@localhost/{database}?socket={quote(str(self.socket), safe='/')}"
+
+    async def create_database(self, name: str) -> str:
+        """A new empty database; its DSN. Raises `ProcessTrouble`."""
         if re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", name) is None:
             raise ProcessTrouble(f"{name!r} is no name for a database here: lower-case letters, digits, underscores")
         await self.single(f"CREATE DATABASE {name}")
+        return self.dsn(name)
 
     async def single(self, statement: str, *, database: str = "mysql") -> str:
         """Run one statement as the owner of all, with the server's own client; its output. Raises `ProcessTrouble`."""

@@ -65,6 +65,14 @@ class DatabaseServer(ABC):
         """Runs the server in the foreground."""
 
     @abstractmethod
+    def dsn(self, database: str) -> str:
+        """Where a database is, for the owner of all. It holds no secret."""
+
+    @abstractmethod
+    async def create_database(self, name: str) -> str:
+        """A new empty database; its DSN. Raises `ProcessTrouble`."""
+
+    @abstractmethod
     def is_ready(self) -> bool:
         """Does it take connections? Asked while its process runs."""
 

@@ -67,9 +67,4 @@ class Databases:
     async def place(self, shop: Path, *, prefix: str) -> None:
         """Puts the services of the shop in `shop` into new databases, whose names begin with `prefix`."""
         for service, kind in self._places.items():
-            server, name = self.servers[kind], f"{prefix}_{service}"
-            await server.create_database(name)
-            if isinstance(server, PostgresServer):
-                put_on_server(shop, service, server.dsn(name))
-            else:
-                put_on_server(shop, service, f"mariadb://root@localhost/{name}?socket={server.socket}")
+            put_on_server(shop, service, await self.servers[kind].create_database(f"{prefix}_{service}"))

@@ -51,11 +51,7 @@ async def _dsns(stack: contextlib.AsyncExitStack, pair: str) -> list[str]:
         stack.push_async_callback(server.stop)
         await server.start()
         for name in names:
-            await server.create_database(name)
-            if isinstance(server, PostgresServer):
-                dsns.append(server.dsn(name))
-            else:
-                dsns.append(f"mariadb://root@localhost/{name}?socket={server.socket}")
+            dsns.append(await server.create_database(name))
             await accounts.fill(dsns[-1])
     return dsns
 

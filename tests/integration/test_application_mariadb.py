@@ -34,7 +34,7 @@ class MariaDbBank(Bank):
 
     def __init__(self, server: MariaDbServer, database: str, other: Any) -> None:
         self.server, self.database, self.other = server, database, other
-        self.dsn = f"mariadb://root@localhost/{database}?socket={server.socket}"
+        self.dsn = server.dsn(database)
 
     def new_manager(self) -> MariaDbManager:
         return MariaDbManager(self.dsn, Operations())

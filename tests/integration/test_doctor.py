@@ -241,7 +241,7 @@ async def test_mariadb_shows_who_waits_behind_a_branch_and_what_ends_it(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "stock.dsn"
-    file.write_text(f"mariadb://root@localhost/{mariadb_database}?socket={mariadb.socket}")
+    file.write_text(mariadb.dsn(mariadb_database))
     at = ("--url", node.url, "--mariadb", file)
     status, report = await examine(*at)
     assert (status, report["findings"]) == (0, []), report

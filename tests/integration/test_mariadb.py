@@ -687,7 +687,7 @@ def test_a_dsn_that_is_none(dsn):
 
 async def test_who_is_not_let_in_is_told_so_and_a_server_that_is_down_is_another_thing(mariadb, mariadb_database):
     socket = f"?socket={mariadb.socket}"
-    for dsn in (f"mariadb://nobody:wrong@localhost/d{socket}", f"mariadb://root@localhost/no_such_database{socket}"):
+    for dsn in (f"mariadb://nobody:wrong@localhost/d{socket}", mariadb.dsn("no_such_database")):
         manager = MariaDbManager(dsn, operations)
         with pytest.raises(Unfit, match="takes no connection") as caught:
             await manager.open()

@@ -18,11 +18,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 @pytest.fixture
 async def shop_dsns(mariadb, mariadb_database):
     """An empty database for each service."""
-    dsns = {}
-    for name in SERVICES:
-        await mariadb.create_database(f"{mariadb_database}_{name}")
-        dsns[name] = f"mariadb://root@localhost/{mariadb_database}_{name}?socket={mariadb.socket}"
-    return dsns
+    return {name: await mariadb.create_database(f"{mariadb_database}_{name}") for name in SERVICES}
 
 
 class MariaDbShop(ServerShop):

@@ -97,7 +97,7 @@ async def test_no_cent_is_lost_between_two_databases(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     books = Books(postgres, dsn, mariadb, mariadb_database)
     await books.fill()
-    dsns = {"postgres": dsn, "mariadb": f"mariadb://root@localhost/{mariadb_database}?socket={mariadb.socket}"}
+    dsns = {"postgres": dsn, "mariadb": mariadb.dsn(mariadb_database)}
     async with TwoDatabases(tmp_path, dsns, seed=31) as world:
         # What participants say of a database that is away.
         world.expected_lines += [r"a batch of \d+ is unknown", r"cannot be listed"]
