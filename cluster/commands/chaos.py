@@ -1,6 +1,7 @@
 """`outlast chaos`: a cluster of its own is put through everything that can fail, and judged."""
 
 import argparse
+import asyncio
 import shutil
 import sys
 import time
@@ -34,7 +35,13 @@ async def _chaos(arguments: argparse.Namespace, kinds: list[str]) -> int:
         print(f"{time.monotonic() - began_s:7.2f} s  {text}", file=sys.stderr, flush=True)
 
     options = Options(minutes=arguments.minutes, seed=arguments.seed, kinds=kinds, per_s=arguments.rate)
-    verdict = await run(options, report, tell)
+    try:
+        verdict = await run(options, report, tell)
+    except asyncio.CancelledError:
+        if arguments.report is None:
+            # Nobody asked for it, half a history proves nothing, and the same command shall find its place free.
+            shutil.rmtree(report, ignore_errors=True)
+        raise
     if arguments.json:
         print_json({**verdict.to_plain(), "report": str(report)})
     else:

@@ -3,13 +3,13 @@
 `OUTLAST_LONG=1` runs for two minutes, and over more seeds; `make soak MINUTES=10 SEED=1` for as long as one likes.
 """
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +18,11 @@ import pytest
 from cluster.chaos.checks import CHECKS
 from cluster.chaos.history import History
 from cluster.chaos.plan import KINDS
-from cluster.chaos.run import Options, run
+from cluster.chaos.run import Options, Verdict, run
+from cluster.cli import main
+from cluster.databases.server import children_of
 from cluster.process import Identity
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(580)]
 
@@ -71,11 +74,13 @@ def short_path() -> Iterator[Path]:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_broken_off_leaves_nothing_behind(short_path: Path, how: signal.Signals) -> None:
-    words = ["chaos", "--minutes", "1", "--report", str(short_path / "report")]
+    """With `--report` as without it; then it would be where the command was called."""
+    words = ["chaos", "--minutes", "1", *(["--report", "report"] if how is signal.SIGKILL else [])]
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "cluster.cli", *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        cwd=short_path,
         env={**os.environ, "TMPDIR": str(short_path)},
         text=True,
     ) as command:
@@ -84,29 +89,30 @@ def test_a_run_that_is_broken_off_leaves_nothing_behind(short_path: Path, how: s
             for line in command.stderr:
                 if "faults in" in line:
                     break
-            mine = [identity for pid in _descendants(command.pid) if (identity := Identity.of(pid)) is not None]
+            mine = [identity for pid in children_of(command.pid) if (identity := Identity.of(pid)) is not None]
             assert len(mine) >= 6, "nodes and services"
             command.send_signal(how)
             command.wait(timeout=60)
         finally:
             command.kill()
     assert command.returncode == (130 if how is signal.SIGINT else -how)
-    deadline_s = time.monotonic() + 60
-    while any(identity.alive for identity in mine) or str(short_path) in Path("/proc/mounts").read_text():
-        assert time.monotonic() < deadline_s, "something still runs, or is mounted"
-        time.sleep(0.05)
+    wait_until(lambda: not any(identity.alive for identity in mine), "nothing runs any more", within_s=60.0)
+    wait_until(lambda: str(short_path) not in Path("/proc/mounts").read_text(), "nothing is mounted", within_s=60.0)
     if how is signal.SIGINT:
-        assert not list(short_path.glob("outlast-chaos-*"))
+        assert list(short_path.iterdir()) == []
 
 
-def _descendants(pid: int) -> list[int]:
-    found = []
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            text = file.read_text()
-        except OSError:
-            continue
-        if int(text[text.rindex(")") + 2 :].split()[1]) == pid:
-            child = int(file.parent.name)
-            found += [child, *_descendants(child)]
-    return found
+@pytest.mark.parametrize("asked_for", [False, True])
+def test_what_was_recorded_until_an_interruption_stays_where_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_for: bool
+) -> None:
+    async def interrupted(_options: Options, report: Path, *_: object) -> Verdict:
+        await asyncio.to_thread(report.mkdir)
+        await asyncio.to_thread((report / "history.jsonl").touch)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr("cluster.commands.chaos.run", interrupted)
+    monkeypatch.chdir(tmp_path)
+    words = ["chaos", *(["--report", "mine"] if asked_for else [])]
+    assert main(words) == 130
+    assert [path.name for path in tmp_path.iterdir()] == (["mine"] if asked_for else [])
