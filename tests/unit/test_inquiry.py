@@ -239,6 +239,20 @@ class Life:
 
 
 @pytest.fixture
+def rounds_follow_at_once(monkeypatch):
+    """For tests that a few rounds change nothing."""
+    monkeypatch.setattr("coordinator.inquiry._PAUSE_S", 0.01)
+    monkeypatch.setattr("coordinator.inquiry._PAUSE_MAX_S", 0.01)
+
+
+async def rounds(life, count=5):
+    """The inquiry asks so many times more, which is enough for it to end by far; or it has ended."""
+    inquiry = life.node.node._inquiry
+    begun = inquiry._rounds
+    await eventually(lambda: inquiry._rounds > begun + count or life.node.node.ledger.lost is None)
+
+
+@pytest.fixture
 def records_stay(monkeypatch):
     """Participants drop what is below the floor; here it is looked at when all is over."""
     monkeypatch.setattr("participants.null.prunable", lambda *_: False)
@@ -363,7 +377,7 @@ async def undecided_copy(world, fates):
     return gids
 
 
-@pytest.mark.usefixtures("records_stay")
+@pytest.mark.usefixtures("records_stay", "rounds_follow_at_once")
 async def test_what_the_copy_holds_undecided_is_asked_about_first():
     world = World(NullManager(), NullManager())
     fates = ["cp", "pp", "cc", "pa", "p-", "--"]
@@ -371,7 +385,7 @@ async def test_what_the_copy_holds_undecided_is_asked_about_first():
     async with Life(world) as life:
         await life.restore()
         # Nobody is reachable yet, and the deadline has passed long ago: nothing is decided by it.
-        await asyncio.sleep(0.5)
+        await rounds(life)
         assert {(await life.node.show(gid))["decision"] for gid in gids} == {None}
         refused = await life.node.call("POST", f"/v1/transactions/{gids[0]}/abort")
         assert (refused.status, refused.code) == (503, "not_known_yet")
@@ -427,7 +441,7 @@ async def test_participants_are_told_no_floor_meanwhile(world, scripted):
         assert (await world.states(gid))[gid] == "cp"
 
 
-@pytest.mark.usefixtures("records_stay")
+@pytest.mark.usefixtures("records_stay", "rounds_follow_at_once")
 async def test_what_is_at_work_is_waited_for(world):
     """A prepare of the lost cluster that takes long: it would be prepared after all was said to be over."""
     gid, gate = "test-6-5", asyncio.Event()
@@ -447,10 +461,11 @@ async def test_what_is_at_work_is_waited_for(world):
         await life.register()
         inquiry = life.node.node._inquiry
         await eventually(lambda: inquiry._views and all(view.answered for view in inquiry._views.values()))
-        await asyncio.sleep(1)
-        assert (await life.status())["open"]
+        await rounds(life)
+        waited = (await life.status())["open"]
         gate.set()
         (await sending).close()
+        assert waited
         await life.closed()
         assert await life.outcome(gid) == "aborted"
         assert (await world.states(gid))[gid] == "a-"
@@ -614,6 +629,21 @@ async def test_no_base_would_be_noticed(world, monkeypatch):
             await test_all_that_was_told_is_there_and_new_work_goes_on(world)
 
 
+@pytest.mark.usefixtures("rounds_follow_at_once")
+async def test_ending_while_something_is_at_work_would_be_noticed(world, monkeypatch):
+    look = Inquiry._look
+
+    async def blind(self, participant, lost):
+        view = await look(self, participant, lost)
+        view.exhaustive = view.answered
+        return view
+
+    monkeypatch.setattr(Inquiry, "_look", blind)
+    with pytest.raises(AssertionError):
+        await test_what_is_at_work_is_waited_for(world)
+
+
+@pytest.mark.usefixtures("rounds_follow_at_once")
 async def test_deciding_by_the_deadline_would_be_noticed(monkeypatch):
     monkeypatch.setattr("coordinator.driver.Driver._is_restored", lambda _self, _gid: False)
     with pytest.raises(AssertionError):
