@@ -2,27 +2,18 @@
 
 It is filled as disks are in life: by a file that somebody else puts there. What the node gets is the kernel's own
 answer.
-
-`python -m cluster.chaos.disks OWNER FOLDER...` unmounts the folders when OWNER (PID:STARTED, as in `cluster.process`)
-is gone, however it ended.
 """
 
 import os
 import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
-
-from cluster.process import Identity
 
 SIZE_MIB: Final = 28
 """So little that nodes take no room in advance (32 MiB), and feel at once that it is full."""
 
 _PART: Final = bytes(1 << 16)
-_LOOK_S: Final = 0.5
 
 
 class Disk:
@@ -81,25 +72,3 @@ def why_not() -> str | None:
             return str(error.strerror or error)
         disk.unmount()
         return None
-
-
-def watch_over(folders: Sequence[Path]) -> subprocess.Popen[bytes]:
-    """A process that unmounts `folders` should this one be killed. End it when they are unmounted."""
-    mine = Identity.mine()
-    words = [f"{mine.pid}:{mine.started}", *map(str, folders)]
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "cluster.chaos.disks", *words], stdin=subprocess.DEVNULL, process_group=0
-    )
-
-
-def main() -> None:
-    """Look until the owner is gone."""
-    owner = Identity(*map(int, sys.argv[1].split(":")))
-    while owner.alive:
-        time.sleep(_LOOK_S)
-    for folder in sys.argv[2:]:
-        Disk(Path(folder)).unmount()
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from cluster.chaos.disks import Disk, watch_over
+from cluster.chaos.disks import Disk
+from cluster.chaos.leftovers import watch_over
 from cluster.chaos.node import set_clock
 from cluster.chaos.sockets import owner
 from cluster.chaos.wires import Junction, Wire
@@ -148,7 +149,14 @@ class Stage:
             self.cluster.lay_out()
             server = self._make_server(stack)
             if self._with_disks:
-                self._mount(stack, server)
+                self._make_disks(server)
+            made = [self.folder, *([] if server is None else [server.folder])]
+            watch = watch_over([disk.folder for disk in self.disks.values()], made)
+            stack.callback(watch.wait)
+            stack.callback(watch.terminate)
+            for disk in self.disks.values():
+                disk.mount()
+                stack.callback(disk.unmount)
             stack.push(self._ended)
             if server is not None:
                 await self._start_server(stack, server)
@@ -191,18 +199,12 @@ class Stage:
         stack.callback(server.remove)
         return server
 
-    def _mount(self, stack: AsyncExitStack, server: PostgresServer | None) -> None:
+    def _make_disks(self, server: PostgresServer | None) -> None:
         for config in self.cluster.configs:
             self.disks[config.node] = Disk(config.data)
         self.disks[SHOP] = Disk(self.shop)
         if server is not None:
             self.disks[SERVER] = Disk(server.folder, size_mib=SERVER_DISK_MIB)
-        watch = watch_over([disk.folder for disk in self.disks.values()])
-        stack.callback(watch.wait)
-        stack.callback(watch.terminate)
-        for disk in self.disks.values():
-            disk.mount()
-            stack.callback(disk.unmount)
 
     async def _start_server(self, stack: AsyncExitStack, server: PostgresServer) -> None:
         from cluster.chaos.books import lay_out  # it needs asyncpg
