@@ -55,7 +55,8 @@ class _Field:
 
     name: str
     types: frozenset[type]
-    enum: type[Enum] | None
+    words: Mapping[object, Enum]
+    """What an enum's values are on the wire, if it may be one."""
     item: type | None
     plain: frozenset[type]
     """Of those types, the ones that msgpack has itself."""
@@ -63,7 +64,8 @@ class _Field:
     @classmethod
     def of(cls, name: str, hint: Any) -> "_Field":
         types: set[type] = set()
-        enum = item = None
+        words: dict[object, Enum] = {}
+        item = None
         for option in get_args(hint) if isinstance(hint, UnionType) else (hint,):
             if get_origin(option) is tuple:
                 types.add(tuple)
@@ -71,13 +73,13 @@ class _Field:
             else:
                 types.add(option)
                 if issubclass(option, Enum):
-                    enum = option
-        assert enum is None or str not in types, "a word would never become its enum"
-        return cls(name, frozenset(types), enum, item, frozenset(types) & _PLAIN)
+                    words |= {each.value: each for each in option}
+        assert not words or str not in types, "a word would never become its enum"
+        return cls(name, frozenset(types), words, item, frozenset(types) & _PLAIN)
 
 
 class RecordCodec:
-    """Frozen dataclasses to msgpack arrays and back, by a table of tags.
+    """Records (see `record.py`) to msgpack arrays and back, by a table of tags.
 
     A record becomes `[tag, field, field, ...]` in the order of its definition; fields at its end that have their
     default value are left out. Fields may be added at the end of a record when they have a default: older bytes then
@@ -91,27 +93,31 @@ class RecordCodec:
         self._types = dict(types)
         self._tags = {record: tag for tag, record in types.items()}
         self._fields: dict[type, tuple[_Field, ...]] = {}
+        self._names: dict[type, tuple[str, ...]] = {}
         self._defaults: dict[type, tuple[object, ...]] = {}
+        """The tag has none."""
         for record in self._tags:
             hints = get_type_hints(record)
             self._fields[record] = tuple(_Field.of(f.name, hints[f.name]) for f in fields(record))
-            self._defaults[record] = tuple(f.default for f in fields(record))
+            self._names[record] = tuple(f.name for f in fields(record))
+            self._defaults[record] = (MISSING, *[f.default for f in fields(record)])
 
     def to_plain(self, record: object) -> list[Any]:
         """Nested lists that msgpack can hold."""
         kind = type(record)
-        values = [getattr(record, field.name) for field in self._fields[kind]]
+        plain = [self._tags[kind], *[getattr(record, name) for name in self._names[kind]]]
         defaults = self._defaults[kind]
-        while values and defaults[len(values) - 1] is not MISSING and values[-1] == defaults[len(values) - 1]:
-            values.pop()
-        return [self._tags[kind], *map(self._plain, values)]
+        while defaults[len(plain) - 1] is not MISSING and plain[-1] == defaults[len(plain) - 1]:
+            plain.pop()
+        for at, value in enumerate(plain):
+            if type(value) not in _PLAIN:
+                plain[at] = self._plain(value)
+        return plain
 
     def _plain(self, value: object) -> Any:
-        if type(value) in self._tags:
-            return self.to_plain(value)
         if type(value) is tuple:
             return [self._plain(item) for item in value]
-        return value
+        return self.to_plain(value) if type(value) in self._tags else value
 
     def from_plain(self, plain: object) -> Any:
         """The record that `to_plain` was given. Raises `Malformed`."""
@@ -123,12 +129,12 @@ class RecordCodec:
         known = self._fields[kind]
         if len(plain) - 1 > len(known):
             raise Newer(f"{kind.__name__} has {len(plain) - 1} fields, at most {len(known)} are known")
-        values = {
-            f.name: item if type(item) in f.plain else self._value(kind, f, item)
-            for f, item in zip(known, plain[1:], strict=False)
-        }
+        values = plain[1:]
+        for at, value in enumerate(values):
+            if type(value) not in known[at].plain:
+                values[at] = self._value(kind, known[at], value)
         try:
-            return kind(**values)
+            return kind(*values)
         except TypeError as error:
             raise Malformed(f"{kind.__name__}: {error}") from error
 
@@ -136,14 +142,15 @@ class RecordCodec:
         value: object = plain
         if isinstance(plain, list) and field.item is not None:
             # The only nesting there is: how deep decoding goes is up to the records, and never to the bytes.
-            value = tuple(part if field.item is str else self.from_plain(part) for part in plain)
-            if not all(type(part) is field.item for part in value):
-                raise Malformed(f"{kind.__name__}.{field.name} holds something else than {field.item.__name__}")
-        elif field.enum is not None and isinstance(plain, str):
-            try:
-                value = field.enum(plain)
-            except ValueError as error:
-                raise Newer(f"{kind.__name__}.{field.name}: {error}") from error
+            parts = plain if field.item is str else [self.from_plain(part) for part in plain]
+            for part in parts:
+                if type(part) is not field.item:
+                    raise Malformed(f"{kind.__name__}.{field.name} holds something else than {field.item.__name__}")
+            value = tuple(parts)
+        elif field.words and isinstance(plain, str):
+            value = field.words.get(plain)
+            if value is None:
+                raise Newer(f"{kind.__name__}.{field.name}: {_shown(plain)} is not known")
         if type(value) not in field.types:
             raise Malformed(f"{kind.__name__}.{field.name} cannot be {_shown(plain)}")
         return value

@@ -1,13 +1,13 @@
 """What a ledger says: where participants are, what came of an applied entry, what is known of an outcome."""
 
-from dataclasses import dataclass
 from enum import Enum
 
 from coordinator.protocol.entries import Entry
+from coordinator.protocol.record import record
 from coordinator.protocol.transaction import Transaction
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Participant:
     """Where a participant listens, and whether it takes batches."""
 
@@ -30,7 +30,7 @@ class Verdict(Enum):
     TOO_EARLY = "of a kind that is not used before every node understands it"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Applied:
     """One applied entry: what it was, what it did, and the transaction concerned as it now is.
 

@@ -172,7 +172,7 @@ class Ledger:
         for entry in entries:
             if isinstance(entry, Raised) and entry.level > self.understands:
                 raise NeedsNewer(works_at(entry.level, self.understands))
-            if isinstance(entry, Begun | Opened) and entry.protocol not in PROTOCOLS:
+            if isinstance(entry, Beginning) and entry.protocol not in PROTOCOLS:
                 what = f"the log holds a transaction of the unknown protocol {entry.protocol!r:.40}"
                 raise NeedsNewer(needs_newer(what, self.understands))
 
@@ -509,7 +509,7 @@ class Ledger:
 
     def _newest(self) -> int:
         """The last number in the table, which is the highest; nothing below it can begin any more."""
-        return next(reversed(self._table), -1)
+        return self._table.highest
 
     def __len__(self) -> int:
         """Transactions in the table, ended ones included."""

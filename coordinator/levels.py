@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from coordinator.protocol.entries import (
     Acknowledged,
+    Beginning,
     Begun,
     BranchPlan,
     BranchVote,
@@ -87,7 +88,7 @@ _GROWN: Final = frozenset(kind for kind, _name in FIELD_LEVELS)
 def level_of(entry: Entry) -> int:
     """The level that a cluster must work at before this may be in its log."""
     level = ENTRY_LEVELS[type(entry)]
-    if isinstance(entry, Begun | Opened):
+    if isinstance(entry, Beginning):
         level = max(level, PROTOCOL_LEVELS.get(entry.protocol, level))
     return max(level, _level_of_fields(entry)) if _GROWN else level
 

@@ -122,6 +122,14 @@ class Rows:
                 if not isinstance(chunk[at], _Absent):
                     yield (place << _BITS) + at
 
+    @property
+    def highest(self) -> int:
+        """The last number, -1 if there is none."""
+        place = next(reversed(self._chunks), None)
+        return (
+            -1 if place is None else (place << _BITS) + len(self._chunks[place]) - 1
+        )  # no chunk ends with an absent one
+
     def freeze(self) -> list[tuple[int, Chunk]]:
         """The chunks as they are now; they will not change. `rows_of` reads them."""
         self._frozen = set(self._chunks)

@@ -1,11 +1,10 @@
 """What a state owes the world. Effects are computed anew from hard state at every asking."""
 
-from dataclasses import dataclass
-
 from coordinator.protocol.messages import Request
+from coordinator.protocol.record import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Send:
     """`participant` is to hear `message`, again and again until it answers."""
 
@@ -13,14 +12,14 @@ class Send:
     message: Request
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class SetDeadline:
     """At `at` (milliseconds since 1970) the transaction counts as expired."""
 
     at: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Reply:
     """The client may know the decision."""
 

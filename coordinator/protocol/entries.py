@@ -3,12 +3,11 @@
 One log command carries many entries under one `Header`, so what they have in common is said once: group commit.
 """
 
-from dataclasses import dataclass
-
+from coordinator.protocol.record import record
 from coordinator.protocol.transaction import Decision, VoteKind
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Header:
     """Who proposed the entries behind it, and when.
 
@@ -23,7 +22,7 @@ class Header:
 # ------------------------------------------------------------------------------------------------ of one transaction
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class BranchPlan:
     """A branch as the client asked for it; `payload` is JSON text."""
 
@@ -32,7 +31,7 @@ class BranchPlan:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Begun:
     """A client wants this transaction. `key` and `body_hash` make a client's retry find it again."""
 
@@ -44,7 +43,7 @@ class Begun:
     body_hash: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Opened:
     """An application begins a transaction of its own: it does the work itself, on its own connections.
 
@@ -59,7 +58,7 @@ class Opened:
     body_hash: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Enlisted:
     """The application will work at `participant`, as `branch`. Logged before it does: an abort has to reach it."""
 
@@ -68,7 +67,7 @@ class Enlisted:
     participant: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Sealed:
     """The application has prepared its branches and asks for the commit. `branches`: their names, as it knows them.
 
@@ -79,7 +78,7 @@ class Sealed:
     branches: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class BranchVote:
     """A vote, as the decision was based on it."""
 
@@ -90,7 +89,7 @@ class BranchVote:
     result: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Decided:
     """A leader wants this decision. The first one that is applied is the decision; others change nothing."""
 
@@ -101,7 +100,7 @@ class Decided:
     votes: tuple[BranchVote, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ContradictionSeen:
     """A participant says that a branch is in `state`, against the decision. Kept for people to see."""
 
@@ -110,14 +109,14 @@ class ContradictionSeen:
     state: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Ended:
     """Every branch that the decision concerns is where it belongs: nothing is owed any more."""
 
     gid: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Resolved:
     """An operator says that a branch of a decided transaction is, or will be, ended by hand: nothing is owed to it.
 
@@ -130,7 +129,7 @@ class Resolved:
     note: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Acknowledged:
     """An operator has seen to all that was resolved by hand in a transaction: it may be forgotten like any other."""
 
@@ -143,14 +142,14 @@ TransactionEntry = Begun | Opened | Enlisted | Sealed | Decided | ContradictionS
 # ------------------------------------------------------------------------------------------------ of the house
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TookOver:
     """A new leader's first entry: its epoch (the header's) begins, and all older epochs are over."""
 
     node: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Registered:
     """A participant has a name, a URL, and understands batches or not."""
 
@@ -159,14 +158,14 @@ class Registered:
     batch: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Unregistered:
     """A participant's name is given up."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Forgotten:
     """Transactions numbered at most `floor` that ended at or before `before` (ms since 1970) leave the ledger."""
 
@@ -174,7 +173,7 @@ class Forgotten:
     before: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Raised:
     """Every node understands `level`: from here on entries of it may be written. It never falls again."""
 
@@ -184,7 +183,7 @@ class Raised:
 # ------------------------------------------------------------------------------------------------ of a restore
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class CopyPiece:
     """A piece of a copy that is to be restored; the first one (`index` 0) takes the place of what came before it.
 
@@ -196,7 +195,7 @@ class CopyPiece:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class CopyInstalled:
     """All pieces have come: let the copy be the state, if there never was a transaction; else drop them.
 
@@ -209,7 +208,7 @@ class CopyInstalled:
     epoch_base: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Reconciled:
     """What the participants have told of a transaction that a copy does not know, or holds undecided.
 
@@ -224,7 +223,7 @@ class Reconciled:
     votes: tuple[BranchVote, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class LostRangeNoted:
     """The operator says that a participant is not waited for (`without`), or a leader that nothing is open any more."""
 

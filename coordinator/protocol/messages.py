@@ -8,9 +8,10 @@ is put on when the message leaves, so that a message repeated an hour later carr
 """
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
+
+from coordinator.protocol.record import record
 
 MAX_CLUSTER_NAME: Final = 24
 """Characters. A gid must fit into the 64 bytes that MariaDB gives a gtrid."""
@@ -60,7 +61,7 @@ def _parsed(text: str) -> Gid | None:
 # ------------------------------------------------------------------------------------- coordinator to participant
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Stamp:
     """What the sender of a message knows.
 
@@ -77,7 +78,7 @@ class Stamp:
     coordinators: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Prepare:
     """Do the branch's work, make it durable without making it visible, and vote. `payload` is JSON text."""
 
@@ -94,7 +95,7 @@ make sure that it never will be. To a participant that does not know the word it
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Commit:
     """The decision is commit: make the prepared branch visible."""
 
@@ -102,7 +103,7 @@ class Commit:
     branch: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Abort:
     """The decision is abort: undo the branch, or make sure that it never comes to be."""
 
@@ -115,7 +116,7 @@ Request = Prepare | Commit | Abort
 # ------------------------------------------------------------------------------------- participant to coordinator
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Prepared:
     """A vote: the branch is durable, and its participant has given up the right to abort it. `result` is JSON text."""
 
@@ -124,7 +125,7 @@ class Prepared:
     result: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ReadOnly:
     """A vote: the branch changed nothing, and needs no second phase. `result` is JSON text."""
 
@@ -133,7 +134,7 @@ class ReadOnly:
     result: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Refused:
     """A vote: the branch is undone and will never commit. `retryable`: a new transaction might fare better."""
 
@@ -143,7 +144,7 @@ class Refused:
     retryable: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Acked:
     """The branch is in the state that was asked for, durably."""
 
@@ -151,7 +152,7 @@ class Acked:
     branch: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Contradicted:
     """The branch cannot follow the decision: it is in `state` (working, aborted, committed, unknown). An alarm."""
 
@@ -160,7 +161,7 @@ class Contradicted:
     state: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class StaleEpoch:
     """No vote: the participant has heard from a leader of the newer `epoch`."""
 
@@ -169,7 +170,7 @@ class StaleEpoch:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Pending:
     """No answer yet: the work still runs. The same message, repeated, joins it."""
 

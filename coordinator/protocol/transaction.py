@@ -1,10 +1,10 @@
 """What is known of a transaction: hard state (replicated) and soft state (a leader's own)."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 
 from coordinator.protocol.messages import Acked, Answer, Contradicted, Prepared, ReadOnly, Refused, Vote
+from coordinator.protocol.record import record
 
 
 class Decision(StrEnum):
@@ -46,7 +46,7 @@ class Heuristic(StrEnum):
     RESOLVED = "resolved"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Branch:
     """One participant's part. Hard state.
 
@@ -70,7 +70,7 @@ class Branch:
     note: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Transaction:
     """All that is replicated of one transaction. Hard state; dates are milliseconds since 1970 as data.
 
@@ -114,7 +114,11 @@ class Transaction:
     @property
     def kept(self) -> bool:
         """Whether it stays however long ago it ended: a branch was resolved by hand, and that is not acknowledged."""
-        return self.acknowledged_at is None and any(branch.resolved is not None for branch in self.branches)
+        if self.acknowledged_at is None:
+            for branch in self.branches:
+                if branch.resolved is not None:
+                    return True
+        return False
 
     @property
     def heuristic(self) -> "Heuristic | None":
@@ -131,7 +135,7 @@ class Transaction:
         return len(names) == len(self.branches) and {branch.name for branch in self.branches} == set(names)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Tally:
     """What this leader has heard: soft state, by branch name. Sets, so that a repeated message counts once.
 

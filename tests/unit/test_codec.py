@@ -2,7 +2,6 @@
 
 import contextlib
 import reprlib
-from dataclasses import dataclass
 
 import msgpack
 import pytest
@@ -52,6 +51,7 @@ from coordinator.protocol.messages import (
     StaleEpoch,
     Stamp,
 )
+from coordinator.protocol.record import record
 from coordinator.protocol.transaction import Branch, Decision, Transaction, VoteKind
 from coordinator.states import RECORDS
 
@@ -110,24 +110,24 @@ def test_states_round_trip(record):
     assert RECORDS.from_plain(plain) == record
 
 
-@dataclass(frozen=True)
+@record
 class Old:
     name: str
 
 
-@dataclass(frozen=True)
+@record
 class New:
     name: str
     size: int = 3
 
 
 def test_fields_added_at_the_end_take_their_default_in_older_bytes():
-    assert RecordCodec({1: New}).from_plain(RecordCodec({1: Old}).to_plain(Old("x"))) == New("x", 3)
+    assert RecordCodec({1: New}).from_plain(RecordCodec({1: Old}).to_plain(Old(name="x"))) == New(name="x", size=3)
 
 
 def test_bytes_of_a_newer_version_are_refused_rather_than_cut():
     with pytest.raises(Malformed, match="at most 1"):
-        RecordCodec({1: Old}).from_plain(RecordCodec({1: New}).to_plain(New("x", 5)))
+        RecordCodec({1: Old}).from_plain(RecordCodec({1: New}).to_plain(New(name="x", size=5)))
 
 
 def nested(depth):
