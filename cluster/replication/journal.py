@@ -79,11 +79,14 @@ class JournalSettings:
     """How long after it a write that found no room is tried again; doubled each time ..."""
     retry_max_s: float = 1.0
     """... up to this."""
+    mark_after_s: float = 0.02
+    """With nothing to write for so long, it is noted that all so far is synced. The next batch says so, too."""
 
     def __post_init__(self) -> None:
         assert 0 < self.unsynced_bytes_high < self.unsynced_bytes_max
         assert self.segments.segment_bytes + self.unsynced_bytes_max < 2**31, "a segment is read in one piece"
         assert 0 < self.retry_min_s <= self.retry_max_s
+        assert self.mark_after_s > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,7 +369,8 @@ class DurableJournal:
     def sync_now(self) -> None:
         """Block until all that was changed is durable. Raises `StillFull`, `JournalFailed`."""
         with self._writing:
-            self._write()
+            for _ in ("what waits", "the mark"):
+                self._write()
             if self._failure is not None:
                 raise JournalFailed(f"the journal in {self._where} has failed") from self._failure
             if self._full is not None:
@@ -494,9 +498,9 @@ class DurableJournal:
             if was_full:
                 _log.warning("%s: there is room again", self._where)
             self._report()
+            self._drop()
+            return 0.0 if self._queue else self._settings.mark_after_s
         self._drop()
-        if self._queue:
-            return 0.0
         self._segments.mark(self._committed())
         return None
 

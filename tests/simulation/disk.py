@@ -347,13 +347,19 @@ class VirtualPump:
         self._delay_s = delay_s
         self._round: Callable[[], float | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._rests = False
+        """Whether the timer is of a round that nobody has asked for yet."""
 
     def start(self, round_: Callable[[], float | None]) -> None:
         self._round = round_
         self.wake()
 
     def wake(self) -> None:
+        if self._rests and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._timer is None and self._round is not None:
+            self._rests = False
             self._timer = self._loop.call_later(self._delay_s(), self._go)
 
     def post(self, callback: Callable[[], None]) -> None:
@@ -371,6 +377,7 @@ class VirtualPump:
             return
         delay_s = self._round()
         if delay_s is not None and self._timer is None:
+            self._rests = delay_s > 0
             self._timer = self._loop.call_later(delay_s + self._delay_s(), self._go)
 
 

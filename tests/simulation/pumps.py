@@ -49,13 +49,19 @@ class SlowPump:
         self._sync_s = sync_s
         self._round: Callable[[], float | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._rests = False
+        """Whether the timer is of a round that nobody has asked for yet."""
 
     def start(self, round_: Callable[[], float | None]) -> None:
         self._round = round_
         self.wake()
 
     def wake(self) -> None:
+        if self._rests and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._timer is None and self._round is not None:
+            self._rests = False
             stalled = self._rng.random() < 0.01
             self._timer = self._loop.call_later(
                 self._rng.uniform(*((0.05, 0.3) if stalled else self._sync_s)), self._work
@@ -82,6 +88,7 @@ class SlowPump:
         if delay_s == 0:
             self.wake()
         elif delay_s is not None and self._timer is None:
+            self._rests = True
             self._timer = self._loop.call_later(delay_s, self._work)
 
 
