@@ -169,16 +169,23 @@ class Api:
         wait_s: float,
     ) -> web.Response:
         """What `then` makes of the transaction once it has begun, here or at the leader."""
-        key = new.key
+        attempt = new
+
+        def keyed() -> NewTransaction:
+            nonlocal attempt
+            if attempt.key is None:
+                own_key = uuid.UUID(int=self._rng.getrandbits(128), version=4)
+                attempt = replace(attempt, key=f"node-{own_key}")
+            return attempt
+
         # To be passed on, or made again at the next leader, a request needs a key; while this node leads it does not,
         # and the ledger need not remember one.
-        own_key = uuid.UUID(int=self._rng.getrandbits(128), version=4)
-        keyed = new if key is not None else replace(new, key=f"node-{own_key}")
-        attempt = new if self._driver.leading else keyed
+        is_first = True
 
         async def here() -> web.Response:
-            nonlocal attempt
-            attempt, this_time = keyed, attempt
+            nonlocal is_first
+            this_time = attempt if is_first and self._driver.leading else keyed()
+            is_first = False
             try:
                 txn = await self._driver.submit(this_time)
             except OutcomeUnknown as error:
@@ -190,7 +197,7 @@ class Api:
             request,
             here,
             body=body,
-            extra={KEY_HEADER: str(keyed.key), WAIT_HEADER: str(int(wait_s * 1000))},
+            extra=lambda: {KEY_HEADER: str(keyed().key), **_patience(wait_s)},
             wait_s=wait_s,
         )
 
@@ -225,9 +232,7 @@ class Api:
             left_s = max(0.0, (txn.expires_at - self._clock.wall_ms()) / 1000) + _EXTRA_WAIT_S
             return await self._when(txn.gid, wait, min(until_s, self._clock.monotonic_s() + left_s))
 
-        return await self._relay.run(
-            request, here, body=body, extra={WAIT_HEADER: str(int(wait_s * 1000))}, wait_s=wait_s
-        )
+        return await self._relay.run(request, here, body=body, extra=lambda: _patience(wait_s), wait_s=wait_s)
 
     def _application_transaction(self, txn: Transaction) -> web.Response:
         return answer(rendering.application_transaction(txn, self._driver.tally(txn.gid)))
@@ -243,7 +248,7 @@ class Api:
             txn = self._driver.read(gid)
             return await self._when(txn.gid, wait, until_s, told=True)
 
-        return await self._relay.run(request, here, extra={WAIT_HEADER: str(int(wait_s * 1000))}, wait_s=wait_s)
+        return await self._relay.run(request, here, extra=lambda: _patience(wait_s), wait_s=wait_s)
 
     async def _when(self, gid: str, wait: str, until_s: float, *, told: bool = False) -> web.Response:
         """The transaction once it is as far as `wait` says, or at `until_s`, whichever comes first.
@@ -467,6 +472,11 @@ class Api:
                 raise Unprocessable(
                     f"the query has no field {name[:100]!r}; there are {', '.join(known)}", code="unknown_field"
                 )
+
+
+def _patience(wait_s: float) -> dict[str, str]:
+    """The header that tells the leader how long its answer may take."""
+    return {WAIT_HEADER: str(int(wait_s * 1000))}
 
 
 def answer(value: dict[str, Any], *, status: int = 200) -> web.Response:

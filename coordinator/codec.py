@@ -190,7 +190,9 @@ def json_value(text: bytes | str) -> Any:
     """What `text` spells, in UTF-8, -16 or -32. Raises `Malformed`; NaN and Infinity are not JSON."""
     try:
         if not isinstance(text, str):
-            text = text.decode(json.detect_encoding(text), "surrogatepass")
+            # Only UTF-8 begins with two characters of ASCII; to look any closer takes longer than to read a short text.
+            encoding = "utf-8" if text[:2].isascii() and 0 not in text[:2] else json.detect_encoding(text)
+            text = text.decode(encoding, "surrogatepass")
         return _DECODER.decode(text)
     except RecursionError as error:
         raise Malformed("nested too deeply") from error

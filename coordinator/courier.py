@@ -24,7 +24,7 @@ import logging
 import random
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count, islice
 from math import inf
@@ -486,7 +486,9 @@ class Courier:
         if letter.expires_s is None:
             return stamp
         left_s = max(0.0, letter.expires_s - self._clock.monotonic_s())
-        return replace(stamp, deadline_ms=int(left_s * 1000))
+        return Stamp(
+            epoch=stamp.epoch, floor=stamp.floor, deadline_ms=int(left_s * 1000), coordinators=stamp.coordinators
+        )
 
 
 def _workers(participant: Participant, phase: _Phase) -> int:

@@ -83,13 +83,13 @@ class Relay:
         here: Callable[[], Awaitable[web.Response]],
         *,
         body: bytes = b"",
-        extra: dict[str, str] | None = None,
+        extra: Callable[[], dict[str, str]] = dict,
         wait_s: float = 0.0,
     ) -> web.Response:
         """The answer of `here`, or of the leader's own `here`.
 
-        body, extra: what the leader is to see; `extra` are headers to add. wait_s: how long the answer may take beyond
-        finding a leader. Raises `NoLeader` when nobody led for `LEADER_PATIENCE_S`, or `OutcomeUnknown` if somebody may
+        body, extra: what the leader is to see; `extra` makes headers to add. wait_s: how long the answer may take
+        beyond finding a leader. Raises `NoLeader` when nobody led for `LEADER_PATIENCE_S`, or `OutcomeUnknown` if somebody may
         have done it before that; and whatever `here` raises.
         """
         passed_on = PASSED_ON in request.headers
@@ -110,7 +110,7 @@ class Relay:
             if not passed_on and leader is not None and leader != self._config.node:
                 left_s = deadline_s - self._clock.monotonic_s()
                 try:
-                    return await self._pass_on(request, leader, body, extra or {}, wait_s, left_s)
+                    return await self._pass_on(request, leader, body, extra(), wait_s, left_s)
                 except _TryNext as error:
                     # Time that a leader spent on the request does not count as time without one.
                     deadline_s += error.led_s

@@ -1,6 +1,7 @@
 """Records as clients see them."""
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from coordinator.codec import json_value
@@ -115,5 +116,11 @@ def date(at_ms: int | None) -> str | None:
     """Milliseconds since 1970 as RFC 3339 has it."""
     if at_ms is None:
         return None
-    at_ms = min(max(at_ms, _FIRST_MS), _LAST_MS)
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    at_s, ms = divmod(min(max(at_ms, _FIRST_MS), _LAST_MS), 1000)
+    return f"{_second(at_s)}.{ms:03d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(at_s: int) -> str:
+    """Most dates that are shown are of this second, or of the one before."""
+    return datetime.fromtimestamp(at_s, UTC).replace(tzinfo=None).isoformat()
