@@ -89,8 +89,8 @@ class Relay:
         """The answer of `here`, or of the leader's own `here`.
 
         body, extra: what the leader is to see; `extra` makes headers to add. wait_s: how long the answer may take
-        beyond finding a leader. Raises `NoLeader` when nobody led for `LEADER_PATIENCE_S`, or `OutcomeUnknown` if somebody may
-        have done it before that; and whatever `here` raises.
+        beyond finding a leader. Raises `NoLeader` when nobody led for `LEADER_PATIENCE_S`, or `OutcomeUnknown` if
+        somebody may have done it before that; and whatever `here` raises.
         """
         passed_on = PASSED_ON in request.headers
         patience_s = PASSED_ON_PATIENCE_S if passed_on else LEADER_PATIENCE_S
