@@ -25,6 +25,7 @@ from coordinator.protocol.entries import (
     TransactionEntry,
 )
 from coordinator.protocol.messages import Answer, Gid, Prepare, Prepared, Refused, Request, Stamp
+from coordinator.protocol.record import record
 from coordinator.protocol.transaction import Decision, Tally, Transaction, VoteKind
 from coordinator.protocol.two_phase import TwoPhaseCommit
 from participants import resource
@@ -71,7 +72,7 @@ class UnconditionalCommit(HastyLeader):
         return super().evolve(txn, entry, header)
 
 
-@dataclass(frozen=True, kw_only=True)
+@record
 class CountingTally(Tally):
     """Counts the messages that say "prepared", whoever sent them."""
 
