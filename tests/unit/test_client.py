@@ -130,6 +130,7 @@ def test_it_loads_nothing_of_a_node() -> None:
         "coordinator.client_transaction",
         "coordinator.protocol",
         "coordinator.protocol.messages",
+        "coordinator.protocol.record",
         "coordinator.protocol.transaction",
     }
 
