@@ -65,6 +65,10 @@ class Bank:
         """Nothing is prepared, and nothing is locked."""
         return not await self.prepared() and all([await self.is_free(account) for account in ("ann", "bob", "cy")])
 
+    async def over(self) -> None:
+        """Return once it is over."""
+        await eventually(self.is_over, "nothing is prepared, and nothing locked", within_s=30.0, pause_s=0.05)
+
 
 class Gate:
     """A manager whose prepares wait: `asked` says that one does, `let` lets them through."""
@@ -82,14 +86,6 @@ class Gate:
             self.asked.set()
             await self.let.wait()
         return await self._manager.handle(batch)
-
-
-async def until(look: Any, what: str, *, within_s: float = 30.0) -> None:
-    loop = asyncio.get_running_loop()
-    deadline_s = loop.time() + within_s
-    while not await look():
-        assert loop.time() < deadline_s, f"not within {within_s:g} s: {what}"
-        await asyncio.sleep(0.05)
 
 
 @pytest.fixture
@@ -148,7 +144,7 @@ class ApplicationContract:
                 assert tx.result.committed
                 assert (await client.get(tx.gid, wait="ended")).ended
         assert (await bank.balance("ann"), await bank.balance("bob")) == (70, 40)
-        await until(bank.is_over, "nothing is prepared, and nothing locked")
+        await bank.over()
 
     async def test_one_connection_will_do(self, bank: Bank, client: Client) -> None:
         async with bank.pool() as pool, pool.acquire() as connection:
@@ -166,7 +162,7 @@ class ApplicationContract:
                     raise KeyError("mine")
             assert (await client.get(tx.gid, wait="ended")).aborted
         assert await bank.balance("ann") == 100
-        await until(bank.is_over, "nothing is prepared, and nothing locked")
+        await bank.over()
 
     async def test_a_branch_prepared_after_the_abort_does_not_come_to_be(self, bank: Bank, client: Client) -> None:
         """An application that was stopped for longer than its deadline, and goes on."""
@@ -180,7 +176,7 @@ class ApplicationContract:
             with pytest.raises(bank.late_prepare_fails):
                 await work.prepare()
             await work.close()
-        await until(bank.is_over, "nothing is prepared, and nothing locked")
+        await bank.over()
         assert await bank.balance("ann") == 100
 
     async def test_a_branch_prepared_as_the_votes_are_asked_for_is_found_or_fenced(
@@ -198,7 +194,7 @@ class ApplicationContract:
                 await work.prepare()
             await work.close()
         assert await bank.balance("ann") == 100
-        await until(bank.is_over, "nothing is prepared, and nothing locked")
+        await bank.over()
 
     async def test_a_participant_that_is_down_does_its_part_later(
         self, bank: Bank, client: Client, served: Participant, node: RunningNode
@@ -222,7 +218,7 @@ class ApplicationContract:
         finally:
             await again.stop()
         assert await bank.balance("ann") == 90
-        await until(bank.is_over, "nothing is prepared, and nothing locked")
+        await bank.over()
 
     @pytest.mark.processes
     async def test_applications_that_are_killed_leave_nothing(
@@ -236,7 +232,7 @@ class ApplicationContract:
             assert {(await client.get(gid)).state for gid in gids} == {"active"}
             assert len(await bank.prepared()) == 1
             assert not any([await bank.is_free(account) for _moment, account in moments])
-        await until(bank.is_over, "nothing is prepared, and nothing locked")
+        await bank.over()
         for gid in gids:
             txn = await client.get(gid, wait="ended")
             assert txn.aborted

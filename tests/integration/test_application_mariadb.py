@@ -18,7 +18,7 @@ from participants.mariadb import MariaDbManager
 from participants.mariadb_application import MariaDb
 from participants.mariadb_names import xid_of
 from participants.operations import Operations
-from tests.integration.application_contract import ApplicationContract, Bank, client, gate, served, until
+from tests.integration.application_contract import ApplicationContract, Bank, client, gate, served
 from tests.support.mariadb import connect
 
 pytest_plugins = ["tests.support.mariadb_fixtures"]
@@ -87,7 +87,7 @@ class TestMariaDb(ApplicationContract):
                     await connection.commit()
             assert (await client.get(tx.gid, wait="ended")).aborted
         assert await bank.balance("ann") == 100
-        await until(bank.is_over, "nothing is prepared, and nothing locked")
+        await bank.over()
 
     async def test_the_statements_in_the_document_are_what_the_participant_looks_for(self, bank: MariaDbBank) -> None:
         """For other languages: docs/API.md, with the names that stand there put into ours."""

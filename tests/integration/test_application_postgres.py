@@ -28,7 +28,6 @@ from tests.integration.application_contract import (
     gate,
     killed_at,
     served,
-    until,
 )
 
 pytest_plugins = ["tests.support.postgres"]
@@ -98,7 +97,7 @@ class TestPostgres(ApplicationContract):
             assert isinstance(caught.value.__cause__, asyncpg.ForeignKeyViolationError)
             assert (await client.get(tx.gid, wait="ended")).aborted
         assert await bank.balance("ann") == 100
-        await until(bank.is_over, "nothing is prepared, and nothing locked")
+        await bank.over()
 
     async def test_savepoints_are_the_applications(self, bank: Bank, client: Client) -> None:
         async with bank.pool() as pool, client.transaction() as tx, tx.enlist("bank", pool) as connection:
@@ -126,7 +125,7 @@ class TestPostgres(ApplicationContract):
             assert (await client.get(tx.gid, wait="ended")).aborted
             async with pool.acquire() as connection:
                 assert await connection.fetchval("SELECT 1") == 1
-        await until(bank.is_over, "nothing is prepared, and nothing locked")
+        await bank.over()
 
     async def test_a_connection_in_a_transaction_is_refused(self, bank: Bank, client: Client) -> None:
         async with bank.pool() as pool, pool.acquire() as connection, connection.transaction():
@@ -206,7 +205,7 @@ class TestPostgres(ApplicationContract):
                     async with killed_at(bank, ",".join(cluster.urls), "prepared", "cy", timeout_s=6) as gid:
                         pass
                     await cluster.kill_leader()
-                    await until(bank.is_over, "nothing is prepared, and nothing locked")
+                    await bank.over()
                     assert (await client.get(gid)).aborted
             finally:
                 await participant.stop()

@@ -25,7 +25,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from cluster.calls import Answer, Caller, Unreachable
 from cluster.local import Leader, LocalCluster
@@ -34,6 +34,7 @@ from cluster.process import Process
 from cluster.service import Service
 from cluster.tap import Tap
 from coordinator.client import Client, ClientError
+from tests.support import waiting
 
 T = TypeVar("T")
 
@@ -53,15 +54,8 @@ _BAD_LINE = re.compile(
 async def eventually(
     look: Callable[[], Awaitable[T | None]] | Callable[[], T | None], what: str, *, within_s: float = PATIENCE_S
 ) -> T:
-    """The first true value of `look`. Fails with `what` after `within_s`."""
-    deadline_s = time.monotonic() + within_s
-    while True:
-        found = look()
-        value: Any = await found if isinstance(found, Awaitable) else found
-        if value:
-            return value
-        assert time.monotonic() < deadline_s, f"not within {within_s:g} s: {what}"
-        await asyncio.sleep(_LOOK_S)
+    """The first true value of `look`, asked with the patience that processes need. Raises `TimeoutError`."""
+    return cast("T", await waiting.eventually(look, what, within_s=within_s, pause_s=_LOOK_S))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -347,7 +341,7 @@ class World:
 
         try:
             await eventually(quiet, "everything is over", within_s=within_s)
-        except (AssertionError, Unreachable) as error:
+        except (TimeoutError, Unreachable) as error:
             raise AssertionError(f"{error}; (in flight, ready, epoch) or prepared: {seen}") from error
 
     # -------------------------------------------------------------------------------------------- what must hold

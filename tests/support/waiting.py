@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 _T = TypeVar("_T")
 
@@ -17,24 +17,24 @@ def wait_until(holds: Callable[[], _T], what: str, *, within_s: float = 30.0) ->
     return value
 
 
-async def eventually(condition: Callable[[], object], *, within_s: float = 15.0) -> None:
-    """Return once `condition()` is true. Raises `TimeoutError` naming it when it does not come true."""
+async def eventually(
+    look: Callable[[], Awaitable[_T]] | Callable[[], _T],
+    what: str = "",
+    *,
+    within_s: float = 15.0,
+    pause_s: float = 0.002,
+) -> _T:
+    """The first true value of `look`. Raises `TimeoutError`, naming `what`, when there is none in time."""
     try:
         async with asyncio.timeout(within_s):
-            while not condition():  # noqa: ASYNC110  # any condition, of anything
-                await asyncio.sleep(0.002)
+            while True:
+                found = look()
+                value: Any = await found if isinstance(found, Awaitable) else found
+                if value:
+                    return cast("_T", value)
+                await asyncio.sleep(pause_s)
     except TimeoutError as error:
-        raise TimeoutError(f"not within {within_s:g} s: {condition}") from error
-
-
-async def eventually_so(condition: Callable[[], Awaitable[object]], *, within_s: float = 15.0) -> None:
-    """The same for a condition that has to be asked for. Raises `TimeoutError`."""
-    try:
-        async with asyncio.timeout(within_s):
-            while not await condition():  # noqa: ASYNC110  # as above
-                await asyncio.sleep(0.01)
-    except TimeoutError as error:
-        raise TimeoutError(f"not within {within_s:g} s: {condition}") from error
+        raise TimeoutError(f"not within {within_s:g} s: {what or look}") from error
 
 
 async def turns(count: int = 5) -> None:

@@ -15,7 +15,7 @@ from tests.support.clocks import FakeClock
 from tests.support.logs import Replicas
 from tests.support.nodes import RunningNode, configs, running
 from tests.support.participants import ScriptedParticipant, hang, on, saying
-from tests.support.waiting import eventually, eventually_so
+from tests.support.waiting import eventually
 
 DOCS = Path(__file__).parents[2] / "docs"
 TYPE = re.compile(r"^# TYPE (\S+) (\S+)$", re.MULTILINE)
@@ -82,7 +82,7 @@ async def test_a_participant_that_is_down_is_shown_so_with_the_time(node: Runnin
     async def shown() -> bool:
         return (value(await scrape(node.url), "outlast_participant_down_seconds", 'participant="dead"') or 0.0) > 0
 
-    await eventually_so(shown)
+    await eventually(shown)
 
 
 async def test_heuristics_are_counted_until_they_are_acknowledged(
@@ -141,14 +141,14 @@ async def test_a_participant_shows_what_is_prepared_and_since_when(node: Running
             oldest_s = value(text, "outlast_participant_prepared_oldest_seconds") or 0.0
             return value(text, "outlast_participant_prepared") == 1 and oldest_s > 0
 
-        await eventually_so(prepared)
+        await eventually(prepared)
 
 
 async def test_sweeps_and_alarms_are_counted(swept: Participant, monkeypatch: pytest.MonkeyPatch) -> None:
     async def listed() -> bool:
         return bool(value(await scrape(swept.url), "outlast_participant_sweeps_total", 'result="listed"'))
 
-    await eventually_so(listed)
+    await eventually(listed)
     before = await scrape(swept.url)
     assert value(before, "outlast_participant_alarms_total") == 0
     logging.getLogger("participants.prepared").error("ALARM: %s", "somebody ended a branch by hand")
