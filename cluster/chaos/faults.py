@@ -330,11 +330,11 @@ class Nemesis:
     async def _restart_server(self) -> None:
         """A server without room for its log ends itself, or is lost in its recovery. See that it runs.
 
-        Raises `ProcessTrouble`.
+        Raises `ProcessTrouble`, `TimeoutExpired`.
         """
         server = self._stage.servers[SERVER]
-        until_s = self._recorder.now_s + _SERVER_S
-        lost_s = self._recorder.now_s + _RECOVERY_S
+        until_s = self._recorder.now_s + _RECOVERY_S
+        killed = False
         while True:
             try:
                 if server.pid is None:
@@ -344,10 +344,11 @@ class Nemesis:
                 await server.single("SELECT 1")
             except (ProcessTrouble, subprocess.TimeoutExpired):
                 # It may be about to end, or to recover.
-                if self._recorder.now_s > until_s:
+                now_s = self._recorder.now_s
+                if now_s > until_s and killed:
                     raise
-                if self._recorder.now_s > lost_s:
-                    lost_s = until_s
+                if now_s > until_s:
+                    killed, until_s = True, now_s + _SERVER_S
                     self._tell(f"{SERVER} has not recovered in {_RECOVERY_S:g} s, and is killed")
                     await server.kill()
                 await asyncio.sleep(_LOOK_S)

@@ -1,6 +1,7 @@
 """Whom a fault is meant for is decided at its time, and nobody is hit twice at once."""
 
 import asyncio
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ class Stage:
         self.cluster = self
         self.nodes = ("n1", "n2", "n3")
         self.services = {"inventory": None, "orders": None}
-        self.servers = {"postgres": None}
+        self.servers: dict[str, Any] = {"postgres": None}
         self.disks = {"n1": None, "shop": None}
         self.application = SimpleNamespace(alive=False)
 
@@ -173,3 +174,39 @@ async def test_a_node_is_told_to_rejoin_until_its_folder_says_so(
     stage.told.clear()
     await Nemesis(stage, recorder, [], 1, print)._start("n1")
     assert not any(stage.told)
+
+
+class Server:
+    """A database server that says nothing at first, and is killed and started when that takes too long."""
+
+    def __init__(self, silent: int) -> None:
+        self.silent = silent
+        self.pid: int | None = 1
+        self.lived: list[str] = []
+
+    async def single(self, statement: str) -> None:
+        self.silent -= 1
+        if self.silent >= 0:
+            raise subprocess.TimeoutExpired(statement, 60.0)
+
+    async def kill(self) -> None:
+        self.pid = None
+        self.lived.append("killed")
+
+    async def stop(self) -> None:
+        self.lived.append("stopped")
+
+    async def start(self) -> None:
+        self.pid = 2
+        self.lived.append("started")
+
+
+async def test_a_server_that_says_nothing_after_its_disk_was_full_is_started_anew() -> None:
+    stage, recorder = Stage(), Hours()
+    one = Nemesis(stage, recorder, [], 1, lambda _: None)  # type: ignore[arg-type]
+    stage.servers = {"postgres": Server(1)}
+    await one._restart_server()
+    assert stage.servers["postgres"].lived == ["killed", "stopped", "started"]
+    stage.servers = {"postgres": Server(100)}
+    with pytest.raises(subprocess.TimeoutExpired):
+        await one._restart_server()
