@@ -25,6 +25,9 @@ _log = logging.getLogger(__name__)
 _PER_BRANCH_LIMIT: Final = 16
 """Messages about one branch that wait for each other; more than a few only come from a caller that repeats blindly."""
 
+_SAY_AGAIN_S: Final = 1.0
+"""Between two lines in the log that say that nothing is known of a batch because the manager can do nothing."""
+
 Outcome = asyncio.Future[Answer | None]
 
 
@@ -64,6 +67,9 @@ class Intake:
         self._working = 0
         self._pump_is_due = False
         self._stopped = False
+        self._say_again_at = 0.0
+        self._unsaid = 0
+        """Batches of which nothing is known, and nothing was said."""
 
     @property
     def working(self) -> int:
@@ -149,7 +155,7 @@ class Intake:
         self._batches.discard(task)
         error = None if task.cancelled() else task.exception()
         if isinstance(error, Unavailable):
-            _log.error("a batch of %d is unknown: %s", len(slots), error)
+            self._say_unavailable(len(slots), error)
         elif error is not None:
             _log.error("a batch of %d is unknown: its resource manager failed", len(slots), exc_info=error)
         if error is not None:
@@ -159,6 +165,16 @@ class Intake:
                 slot.outcome.set_result(None)
             self._release(slot)
         self._pump()
+
+    def _say_unavailable(self, messages: int, error: Unavailable) -> None:
+        """While the manager can do nothing, every message is repeated, and its end is no news each time."""
+        now = self._loop.time()
+        if now < self._say_again_at:
+            self._unsaid += 1
+            return
+        more = f"; {self._unsaid} more batches since the last such line" if self._unsaid else ""
+        _log.error("a batch of %d is unknown: %s%s", messages, error, more)
+        self._say_again_at, self._unsaid = now + _SAY_AGAIN_S, 0
 
     def _release(self, slot: _Slot) -> None:
         self._waiting -= 1

@@ -30,6 +30,7 @@ import asyncmy.errors
 
 from coordinator.codec import json_bytes
 from coordinator.protocol.messages import Gid, Prepare, Prepared, ReadOnly, Refused, Vote
+from participants.attempts import Attempts
 from participants.manager import BranchId, InDoubt, KnownBranch, Unavailable
 from participants.mariadb_branch import MariaDbBranch, Parameters
 from participants.mariadb_checks import check, forgets_in_a_crash, unfit_tables
@@ -106,11 +107,13 @@ class MariaDbDatabase(PreparedDatabase):
     ) -> None:
         self._address, self._operations, self._settings = address, operations, settings
         self._left_alone, self._accept_unsafe = left_alone, accept_unsafe
+        self._attempts = Attempts(self._dial)
+        dial = self._attempts.connect
         self._workers = Pool(
-            settings.work_connections, self._dial, spare=lambda: settings.pinned_connections - len(self._pins)
+            settings.work_connections, dial, spare=lambda: settings.pinned_connections - len(self._pins)
         )
-        self._finishers = Pool(settings.finish_connections, self._dial)
-        self._owners = Owners(self._dial)
+        self._finishers = Pool(settings.finish_connections, dial)
+        self._owners = Owners(dial)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._pins: dict[BranchId, _Pin] = {}
         self._seen_at: dict[BranchId, float] = {}
@@ -196,7 +199,7 @@ class MariaDbDatabase(PreparedDatabase):
             # It was closed while it was idle, such as by a server that was started again.
             session.close()
             try:
-                session = await self._dial()
+                session = await self._attempts.connect()
                 xid = await self._begin(session, message)
             except _Stale as error:
                 self._workers.leave()

@@ -30,6 +30,7 @@ import asyncpg
 
 from coordinator.codec import json_bytes
 from coordinator.protocol.messages import Gid, Prepare, Prepared, ReadOnly, Refused, Vote
+from participants.attempts import Attempts
 from participants.manager import BranchId, InDoubt, KnownBranch, Unavailable
 from participants.operations import Operations, Refuse, refusal_of
 from participants.postgres_branch import PostgresBranch
@@ -86,8 +87,9 @@ class PostgresDatabase(PreparedDatabase):
         self._dsn, self._operations, self._settings = dsn, operations, settings
         self._schema, self._accept_unsafe = schema, accept_unsafe
         self._session: dict[str, str] = {}
-        self._workers = Pool(settings.work_connections, self._connect)
-        self._finishers = Pool(settings.finish_connections, self._connect)
+        attempts = Attempts(self._connect)
+        self._workers = Pool(settings.work_connections, attempts.connect)
+        self._finishers = Pool(settings.finish_connections, attempts.connect)
         where = identifier(schema)
         self._branches, self._horizons = f"{where}.outlast_branches", f"{where}.outlast_horizons"
         marker = marker_insert(schema, "$1::text, $2::bigint, $3::text, $4::text")

@@ -616,10 +616,10 @@ async def test_an_orphan_under_our_prefix_is_swept_up_and_a_foreign_one_is_not(b
         await bench.enlist("shop-1-77", "b", "bob", 1)
 
         async def swept():
-            return await bench.held() == {"theirs", prepared_name("shop-1-77")}
+            held, rows = await bench.held(), await bench.rows()
+            return held == {"theirs", prepared_name("shop-1-77")} and rows == {("shop-1-50", "b"): "aborted"}
 
         await eventually(swept, "the orphan is rolled back")
-        assert await bench.rows() == {("shop-1-50", "b"): "aborted"}
     finally:
         await served.stop()
         await runner.cleanup()

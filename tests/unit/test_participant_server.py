@@ -630,6 +630,21 @@ async def test_a_manager_that_fails_makes_the_answer_unknown(caplog, error):
         assert isinstance(await caller.send(prepare(1)), Prepared)
 
 
+async def test_a_manager_that_can_do_nothing_is_said_once_and_then_counted(caplog, monkeypatch):
+    manager = Gated()
+    manager.failing = Unavailable("the disk is full")
+    async with serving(manager) as caller:
+        with caplog.at_level(logging.ERROR, logger="participants.intake"):
+            monkeypatch.setattr("participants.intake._SAY_AGAIN_S", 3600.0)
+            for _ in range(20):
+                assert (await caller.post("/prepare", GOOD))[0] == 503
+            caller.participant._intake._say_again_at = 0.0
+            assert (await caller.post("/prepare", GOOD))[0] == 503
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first == "a batch of 1 is unknown: the disk is full"
+    assert second == "a batch of 1 is unknown: the disk is full; 19 more batches since the last such line"
+
+
 async def test_a_manager_that_loses_answers_is_found_out(caplog):
     class Forgetful(Gated):
         async def handle(self, batch):
