@@ -25,6 +25,7 @@ import msgpack
 from coordinator.codec import Malformed
 from coordinator.config import valid_name
 from coordinator.protocol.messages import Gid
+from coordinator.rendering import LAST_MS
 
 MAGIC: Final = b"outlcopy"
 FORMAT: Final = 1
@@ -80,16 +81,14 @@ class CopyHeader:
         values: dict[str, Any] = {}
         for name, kinds in _HEADER_TYPES.items():
             value = plain.get(name)
-            if type(value) not in kinds or (type(value) is int and not 0 <= value <= _NUMBER_MAX):
+            # Counts and epochs are far below the last of dates.
+            if type(value) not in kinds or (type(value) is int and not 0 <= value <= LAST_MS):
                 raise CopyBroken(f"the header's {name} cannot be {reprlib.repr(value):.60}")
             values[name] = value
         if not valid_name(values["cluster"]) or (values["newest"] is not None and Gid.parse(values["newest"]) is None):
             raise CopyBroken("the header names no cluster, or no transaction")
         return cls(**values)
 
-
-_NUMBER_MAX: Final = 253_402_300_799_999
-"""The last millisecond of the year 9999; counts and epochs are far below it."""
 
 _HEADER_TYPES: Final[dict[str, tuple[type, ...]]] = {
     "cluster": (str,),

@@ -11,8 +11,8 @@ from coordinator.protocol.transaction import Branch, Decision, Tally, Transactio
 from coordinator.waiting import Waiting
 
 _FIRST_MS: Final = 0
-_LAST_MS: Final = 253_402_300_799_000
-"""The end of the year 9999: what is beyond is a clock's fault, and can still be shown."""
+LAST_MS: Final = 253_402_300_799_999
+"""The last millisecond of the year 9999: what is beyond is a clock's fault, and can still be shown."""
 
 
 def transaction(txn: Transaction, tally: Tally, waiting: tuple[Waiting, ...] | None = None) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def date(at_ms: int | None) -> str | None:
     """Milliseconds since 1970 as RFC 3339 has it."""
     if at_ms is None:
         return None
-    at_s, ms = divmod(min(max(at_ms, _FIRST_MS), _LAST_MS), 1000)
+    at_s, ms = divmod(min(max(at_ms, _FIRST_MS), LAST_MS), 1000)
     return f"{_second(at_s)}.{ms:03d}Z"
 
 

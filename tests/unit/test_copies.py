@@ -12,6 +12,7 @@ from cluster.cli import main
 from coordinator.config import Limits
 from coordinator.copies import CopyBroken, CopyHeader, CopyReader, cut, written
 from coordinator.ledger import Ledger
+from coordinator.rendering import LAST_MS, date
 from participants.null import NullManager
 from participants.server import start
 from tests.support.nodes import configs, running
@@ -74,6 +75,13 @@ def test_more_less_and_other_pieces_are_refused():
             read(b"".join(wrong), 50)
     with pytest.raises(CopyBroken, match="no copy of a ledger"):
         read(b"PK\3\4 something else entirely")
+
+
+def test_a_date_that_cannot_be_shown_is_none_of_a_copy():
+    with pytest.raises(CopyBroken, match="made_at"):
+        CopyHeader.of({**HEADER.to_plain(), "made_at": LAST_MS + 1})
+    assert CopyHeader.of({**HEADER.to_plain(), "made_at": LAST_MS}).made_at == LAST_MS
+    assert date(LAST_MS) == date(LAST_MS + 1) == "9999-12-31T23:59:59.999Z"
 
 
 def test_lists_of_rows_are_cut_small_and_lose_nothing():
