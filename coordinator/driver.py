@@ -317,11 +317,10 @@ class Driver:
                 code="participant_backlog",
             )
 
-    async def enlist(self, gid: str, branch: str, participant: str) -> Transaction:
-        """Note that the application works at `participant` as `branch` of its transaction; again is the same.
+    def _to_advance(self, gid: str) -> Transaction:
+        """The transaction as applied, for a leader to go on with.
 
-        Returns once it is applied. Raises `NotFound`, `Gone`; `Conflict` when the transaction is active no more, or the
-        branch is another participant's; `Unprocessable`, `TooMany`; `NotLeader`, `OutcomeUnknown`.
+        Raises `NotLeader`, `NotFound`, `Gone`; `NotKnownYet` while it is found out after a restore what became of it.
         """
         self._require_leading()
         txn = self._ledger.get(gid)
@@ -329,6 +328,15 @@ class Driver:
             raise self.absent(gid)
         if txn.decision is None and self._is_restored(gid):
             raise being_found_out(gid)
+        return txn
+
+    async def enlist(self, gid: str, branch: str, participant: str) -> Transaction:
+        """Note that the application works at `participant` as `branch` of its transaction; again is the same.
+
+        Returns once it is applied. Raises what `_to_advance` raises; `Conflict` when the transaction is active no more,
+        or the branch is another participant's; `Unprocessable`, `TooMany`; `NotLeader`, `OutcomeUnknown`.
+        """
+        txn = self._to_advance(gid)
         if is_enlisted(txn, branch, participant):
             return txn
         if len(txn.branches) + self._enlisting[gid] >= self._limits.max_branches:
@@ -357,15 +365,10 @@ class Driver:
     async def seal(self, gid: str, branches: tuple[str, ...]) -> Transaction:
         """The application asks for the commit of its transaction, with the names of its branches; again is the same.
 
-        Returns once it is applied: the transaction is preparing then, or decided, whatever the decision is. Raises
-        `NotFound`, `Gone`; `Conflict` when other branches are enlisted; `NotLeader`, `OutcomeUnknown`.
+        Returns once it is applied: the transaction is preparing then, or decided, whatever the decision is. Raises what
+        `_to_advance` raises; `Conflict` when other branches are enlisted; `NotLeader`, `OutcomeUnknown`.
         """
-        self._require_leading()
-        txn = self._ledger.get(gid)
-        if txn is None:
-            raise self.absent(gid)
-        if txn.decision is None and self._is_restored(gid):
-            raise being_found_out(gid)
+        txn = self._to_advance(gid)
         if txn.active and not txn.has_branches(branches):
             # Before that is said: a leader that was deposed without knowing it lacks what was enlisted since.
             await self.barrier()
@@ -413,35 +416,25 @@ class Driver:
     async def abort(self, gid: str, reason: str, timeout_s: float) -> Transaction:
         """Ask for an abort, and return the transaction with the stored decision, whatever it is.
 
-        Raises `NotFound`, `Gone`, `NotLeader`, `NotKnownYet` when it is not decided in time.
+        Raises what `_to_advance` raises, and `NotKnownYet` when it is not decided in time.
         """
-        self._require_leading()
-        txn = self._ledger.get(gid)
-        if txn is None:
-            raise self.absent(gid)
+        txn = self._to_advance(gid)
         running = self._running.get(gid)
-        if txn.decision is None and self._is_restored(gid):
-            raise being_found_out(gid)
         if txn.decision is None and running is not None:
             self._note(running, running.tally.asked_to_abort(reason))
             await self.wait_decided(gid, timeout_s)
-            txn = self._ledger.get(gid)
-        if txn is None or txn.decision is None:
+            txn = self._ledger.get(gid) or txn
+        if txn.decision is None:
             raise NotKnownYet(f"the abort of {gid} was asked for and is not decided yet; look again")
         return txn
 
     async def resolve(self, gid: str, name: str, outcome: Decision, note: str | None) -> Transaction:
         """Note that an operator ends a branch by hand; from then on nothing is owed to it. Again is the same.
 
-        Returns once it is applied. Raises `NotFound`, `Gone`; `Conflict` when there is nothing to resolve, or it was
-        resolved otherwise; `NotKnownYet` after a restore; `NotBeforeUpgrade`, `NotLeader`, `OutcomeUnknown`.
+        Returns once it is applied. Raises what `_to_advance` raises; `Conflict` when there is nothing to resolve, or it
+        was resolved otherwise; `NotBeforeUpgrade`, `NotLeader`, `OutcomeUnknown`.
         """
-        self._require_leading()
-        txn = self._ledger.get(gid)
-        if txn is None:
-            raise self.absent(gid)
-        if txn.decision is None and self._is_restored(gid):
-            raise being_found_out(gid)
+        txn = self._to_advance(gid)
         if is_resolved(txn, name, outcome, self.tally(gid)):
             return txn
         self._require_level(ENTRY_LEVELS[Resolved], "resolutions by an operator")
@@ -454,12 +447,9 @@ class Driver:
     async def acknowledge(self, gid: str) -> Transaction:
         """Note that an operator has seen to what was resolved in a transaction. Again is the same.
 
-        Raises `NotFound`, `Gone`; `Conflict` when nothing was resolved; `NotLeader`, `OutcomeUnknown`.
+        Raises what `_to_advance` raises; `Conflict` when nothing was resolved; `NotLeader`, `OutcomeUnknown`.
         """
-        self._require_leading()
-        txn = self._ledger.get(gid)
-        if txn is None:
-            raise self.absent(gid)
+        txn = self._to_advance(gid)
         if txn.kept:
             applied = await self._proposed(Acknowledged(gid=gid), 60)
             if applied.txn is None or applied.txn.kept:
@@ -592,10 +582,14 @@ class Driver:
     async def barrier(self) -> None:
         """Return once this node has certainly led at a moment after the call: all that was told before it is applied.
 
-        Raises `NotLeader`, `OutcomeUnknown` when the log does not answer in time; nothing was done either way.
+        Raises `NotLeader`, also when the log does not answer in time; nothing was done either way.
         """
         self._require_leading()
-        applied = await self._proposed(TookOver(node=self._config.node), 100)
+        try:
+            applied = await self._proposed(TookOver(node=self._config.node), 100)
+        except OutcomeUnknown as error:
+            # Of its own claim to an epoch that it has, nothing is left to do or to undo.
+            raise NotLeader("the log did not say in time whether this node still leads; nothing was done") from error
         if applied.verdict is not Verdict.APPLIED:
             raise NotLeader(f"this node leads no more: {applied.verdict.value}")
 
@@ -733,7 +727,7 @@ class Driver:
     def _take_over(self, epoch: int) -> None:
         """Past the barrier: all that was committed before is applied. Finish what is unfinished."""
         leadership = self._log.leadership()
-        if not leadership.is_leader or self._epoch_of(leadership.term) != epoch:
+        if self._stopped or not leadership.is_leader or self._epoch_of(leadership.term) != epoch:
             return
         self._epoch = epoch
         if self._numbered != epoch:
@@ -772,6 +766,7 @@ class Driver:
 
     def _step_down(self) -> None:
         """Forget all soft state. What was decided will be said by the next leader."""
+        self._empty_outbox()
         if self._epoch is None:
             return
         _log.info("node %s no longer leads epoch %d", self._config.node, self._epoch)
@@ -787,12 +782,15 @@ class Driver:
         self._perhaps_begun |= self._beginning
         self._beginning.clear()
         self._floors.clear()
+        self._metrics.in_flight.set(0)
+        self._metrics.active.set(0)
+
+    def _empty_outbox(self) -> None:
+        """What has not been proposed by now never is: whoever waits for it is told so."""
         waiting, self._outbox, self._lazy = [*self._outbox, *self._lazy], deque(), []
         for item in waiting:
             if item.future is not None and not item.future.done():
                 _fail(item.future, NotLeader("this node lost its leadership; nothing was logged"))
-        self._metrics.in_flight.set(0)
-        self._metrics.active.set(0)
 
     # -------------------------------------------------------------------------------------------- applied entries
 
@@ -875,6 +873,10 @@ class Driver:
             self._metrics.active.set(self._floors.active)
             self._metrics.in_flight.set(len(self._running))
             self._deadlines.cancel(gid)
+            # It may have been released, and its participants asked to prepare it.
+            self._released.discard(gid)
+            for branch in running.txn.branches:
+                self._courier.withdraw(branch.participant, gid, branch.name)
         _resolve(self._decided_waiters, gid)
         _resolve(self._ended_waiters, gid)
 
@@ -1075,8 +1077,15 @@ class Driver:
     # -------------------------------------------------------------------------------------------- proposing
 
     def _proposed(self, entry: Entry, size: int) -> asyncio.Future[Applied]:
+        """What comes of `entry`. A `NotLeader` at once where leadership was lost, if only a moment ago.
+
+        Else it would wait until this node leads again, and then be proposed under another epoch than it was meant for.
+        """
         future: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
-        self._enqueue(_Waiting(entry, size, future))
+        if self._epoch is None:
+            _fail(future, NotLeader("this node has lost its leadership; nothing was logged"))
+        else:
+            self._enqueue(_Waiting(entry, size, future))
         return future
 
     def _enqueue(self, item: _Waiting) -> None:

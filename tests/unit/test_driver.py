@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from cluster.replication.clock import SystemClock
 from cluster.replication.log import Leadership, NotProposed
 from coordinator.commands import decode_command, encode_command
 from coordinator.config import Limits, NodeConfig
-from coordinator.driver import COMMANDS_UNDER_WAY, NewTransaction
+from coordinator.driver import COMMANDS_UNDER_WAY, NewTransaction, _Waiting
 from coordinator.errors import Gone, NotFound, NotKnownYet, NotLeader, OutcomeUnknown
 from coordinator.ledger import Ledger
 from coordinator.protocol.entries import (
@@ -21,11 +21,13 @@ from coordinator.protocol.entries import (
     BranchVote,
     Decided,
     Ended,
+    Enlisted,
     Entry,
     Forgotten,
     Header,
     Raised,
     Registered,
+    Sealed,
     TookOver,
 )
 from coordinator.protocol.messages import Gid, Prepare
@@ -500,6 +502,57 @@ async def test_what_was_under_way_in_an_earlier_reign_does_not_slow_the_next(led
     await asyncio.wait(lost)
     assert all(isinstance(task.exception(), OutcomeUnknown) for task in lost)
     assert led.driver._under_way == 0
+
+
+async def test_a_seal_whose_leadership_goes_with_its_barrier_was_never_asked_for(led: Led, null: Participant) -> None:
+    await led.running.register("stock", null.url)
+    gid = (await led.driver.submit(replace(new(), active=True))).gid
+    led.replicas.hold = True
+    seal = asyncio.create_task(led.driver.seal(gid, ("b",)))
+    await eventually(lambda: led.replicas.waiting)
+    led.say(led.driver._epoch, Enlisted(gid=gid, branch="b", participant="stock"))
+    led.replicas.commit()
+    led.follow("n2")  # before the seal hears that its barrier has held
+    with pytest.raises(NotLeader):
+        await asyncio.wait_for(seal, 15)
+    led.replicas.hold = False
+    await led.led()
+    assert Sealed not in {type(entry) for entry in [*led.entries(), *led.proposed()]}
+
+
+async def test_a_node_that_stops_keeps_nobody_waiting(led: Led) -> None:
+    led.follow("n2")
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    led.driver._enqueue(_Waiting(TookOver(node="n1"), 1, future))
+    await led.driver.stop()
+    assert isinstance(future.exception(), NotLeader)
+
+
+async def test_a_node_that_stops_takes_nothing_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with on_hand() as led:
+        led.replicas.hold = True
+        led.lead()
+        await eventually(lambda: led.replicas.waiting)
+        log = led.replicas.logs["n1"]
+        stop = log.stop
+
+        async def late() -> None:
+            led.replicas.commit()
+            assert led.ledger.leader == "n1", "its claim has come true meanwhile"
+            assert not led.driver.leading
+            await stop()
+
+        monkeypatch.setattr(log, "stop", late)
+        await led.driver.stop()
+
+
+async def test_a_barrier_that_nobody_knows_about_has_done_nothing(led: Led) -> None:
+    led.replicas.hold = True
+    barrier = asyncio.create_task(led.driver.barrier())
+    await eventually(lambda: led.replicas.waiting)
+    led.replicas.lose()
+    with pytest.raises(NotLeader, match="nothing was done"):
+        await barrier
 
 
 async def test_an_entry_of_a_deposed_leader_is_fenced(led: Led, null: Participant) -> None:

@@ -387,8 +387,9 @@ async def test_what_the_copy_holds_undecided_is_asked_about_first():
         # Nobody is reachable yet, and the deadline has passed long ago: nothing is decided by it.
         await rounds(life)
         assert {(await life.node.show(gid))["decision"] for gid in gids} == {None}
-        refused = await life.node.call("POST", f"/v1/transactions/{gids[0]}/abort")
-        assert (refused.status, refused.code) == (503, "not_known_yet")
+        for what in ("abort", "acknowledge"):
+            refused = await life.node.call("POST", f"/v1/transactions/{gids[0]}/{what}")
+            assert (refused.status, refused.code) == (503, "not_known_yet")
         await life.register()
         await life.closed()
         shown = [(await life.node.show(gid))["decision"] for gid in gids]
@@ -423,6 +424,22 @@ async def test_who_cannot_tell_is_asked_to_prepare_again():
         await life.closed()
         states = await world.states(committed, torn)
         assert states == {committed: "cc", torn: "cc"}
+
+
+async def test_what_is_forgotten_is_owed_to_nobody_any_more():
+    world = World(NullManager(), NullManager())
+    (gid,) = await undecided_copy(world, ["p-"])
+    world.b = Silent(world.b)
+    world.b.handle = away
+    async with Life(world) as life:
+        await life.restore()
+        await life.register()
+        driver = life.node.node.driver
+        await eventually(lambda: driver._courier.owed("b"))  # it cannot tell, so it is asked to prepare again
+        await driver.log(Reconciled(gid=gid, reason="it ended in what was lost"), 100)
+        assert life.node.node.ledger.get(gid) is None
+        assert [driver._courier.owed(name) for name in "ab"] == [0, 0]
+        assert gid not in driver._released
 
 
 async def test_participants_are_told_no_floor_meanwhile(world, scripted):
