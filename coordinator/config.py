@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, TypeGuard
+from urllib.parse import urlsplit
 
 from coordinator.levels import NEWEST
 from coordinator.protocol.messages import MAX_CLUSTER_NAME
@@ -30,6 +31,27 @@ class ConfigError(ValueError):
 def valid_name(text: str) -> bool:
     """Whether `text` can name a node or participant: a letter, then letters, digits and inner hyphens, lower case."""
     return len(text) <= MAX_NAME and _NAME.fullmatch(text) is not None
+
+
+def valid_url(url: str) -> bool:
+    """Whether a participant can be registered at `url`: plain http(s), a host, no user, query or fragment."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    return (
+        parts.scheme in ("http", "https")
+        and bool(parts.hostname)
+        and port != 0
+        and not parts.query
+        and not parts.fragment
+        and parts.username is None
+        and len(url) <= 1000
+        and url.isascii()
+        and url.isprintable()
+        and " " not in url
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

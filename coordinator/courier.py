@@ -29,7 +29,6 @@ from enum import Enum
 from itertools import count, islice
 from math import inf
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from cluster.replication.clock import Clock
 from coordinator.codec import (
@@ -520,24 +519,3 @@ def _stop_timers(lane: _Lane) -> None:
         lane.down_timer = None
     for track in lane.tracks.values():
         _disarm(track)
-
-
-def valid_url(url: str) -> bool:
-    """Whether a participant can be registered at `url`: plain http(s), a host, no user, query or fragment."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return False
-    return (
-        parts.scheme in ("http", "https")
-        and bool(parts.hostname)
-        and port != 0
-        and not parts.query
-        and not parts.fragment
-        and parts.username is None
-        and len(url) <= 1000
-        and url.isascii()
-        and url.isprintable()
-        and " " not in url
-    )

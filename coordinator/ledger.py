@@ -96,6 +96,7 @@ from coordinator.states import (
     needs_newer,
     participants_of,
     read_head,
+    refuse_strange_participants,
     refuse_strange_rows,
     restore_rows,
     row_pieces,
@@ -642,6 +643,8 @@ class Ledger:
                     raise Malformed("something else where a node should be")
                 self.epoch, self.leader, self.floor = epoch, leader, floor
                 self.participants, self._expected = participants_of(participants), count
+                if foreign:
+                    refuse_strange_participants(self.participants.values())
                 return
             plain = msgpack.unpackb(piece)
             if isinstance(plain, dict):

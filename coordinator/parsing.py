@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from coordinator.codec import MAX_NESTING, Malformed, json_bytes, json_value, nested_too_deeply
-from coordinator.config import MAX_NAME, Limits, valid_name
-from coordinator.courier import valid_url
+from coordinator.config import MAX_NAME, Limits, valid_name, valid_url
 from coordinator.driver import NewTransaction
 from coordinator.errors import BadRequest, TooLarge, Unprocessable
 from coordinator.protocol.entries import BranchPlan

@@ -8,13 +8,15 @@ The first piece begins with the version and, from version 2 on, the level, whate
 software's can be told for what it is. Keys are not among it: each transaction knows its own.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from json import detect_encoding
 from typing import Any, Final
 
 import msgpack
 
 from cluster.replication.log import NeedsNewer
-from coordinator.codec import Malformed, Newer, RecordCodec, json_value
+from coordinator.codec import MAX_NESTING, Malformed, Newer, RecordCodec, json_value, nested_too_deeply
+from coordinator.config import valid_name, valid_url
 from coordinator.facts import Participant
 from coordinator.levels import OLDEST
 from coordinator.packed import is_packed, key_and_kept, unpack
@@ -85,6 +87,15 @@ def participants_of(plain: Any) -> dict[str, Participant]:
     return {participant.name: participant for participant in participants}
 
 
+def refuse_strange_participants(participants: Iterable[Participant]) -> None:
+    """Raises `Malformed` unless all of them can be registered: nothing else is fit to be asked, or shown."""
+    for participant in participants:
+        if not valid_name(participant.name):
+            raise Malformed(f"a participant cannot be called {participant.name!r:.100}")
+        if not valid_url(participant.url):
+            raise Malformed(f"participant {participant.name} cannot be at {participant.url!r:.100}")
+
+
 def restore_rows(rows: Any, table: Rows, unfinished: dict[int, Transaction], keys: Keys, kept: set[int]) -> None:
     """Put the rows of one piece into the four. Raises `Malformed`, and what bad bytes raise."""
     last = next(reversed(table), -1)
@@ -139,7 +150,16 @@ def _refuse_strange_parts(txn: Transaction) -> None:
     for branch in txn.branches:
         for text in (branch.payload, branch.result):
             if text is not None:
-                json_value(text)
+                _refuse_strange_json(text)
+
+
+def _refuse_strange_json(text: bytes) -> None:
+    """To a depth that is the same for all: how much of a stack is left differs between replicas, and moments."""
+    if detect_encoding(text) != "utf-8":
+        raise Malformed("JSON in another encoding than UTF-8")  # in which brackets could hide
+    if nested_too_deeply(text):
+        raise Malformed(f"JSON that is nested more than {MAX_NESTING} deep")
+    json_value(text)
 
 
 def works_at(level: int, understands: int) -> str:

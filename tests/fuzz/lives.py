@@ -7,8 +7,8 @@ from typing import Any, Final
 from coordinator import rendering
 from coordinator.codec import json_bytes
 from coordinator.commands import ENTRIES, encode_command
+from coordinator.config import valid_url
 from coordinator.copies import NO_DIGEST, chained, cut
-from coordinator.courier import valid_url
 from coordinator.ledger import Ledger
 from coordinator.levels import NEWEST
 from coordinator.protocol.entries import (

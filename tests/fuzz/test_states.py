@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.replication.log import NeedsNewer
-from coordinator.codec import Malformed
+from coordinator.codec import MAX_NESTING, Malformed
 from coordinator.commands import encode_command
+from coordinator.config import valid_name, valid_url
 from coordinator.copies import CopyBroken, CopyHeader, CopyReader, chained, cut, written
 from coordinator.facts import Verdict
 from coordinator.ledger import Ledger
@@ -90,6 +91,7 @@ def installs(pieces: list[bytes]) -> None:
         assert ledger.epoch == 100_002
     else:
         assert ledger.is_fresh
+    assert all(valid_name(each.name) and valid_url(each.url) for each in ledger.participants.values())
     check_usable(ledger)
 
 
@@ -99,12 +101,16 @@ def test_a_copy_s_pieces_do_no_harm_in_the_log(pieces: list[bytes]) -> None:
     installs(pieces)
 
 
+DEEP = b"[" * (MAX_NESTING + 1) + b"]" * (MAX_NESTING + 1)
 STRANGE = {
     "a protocol that nobody knows": [7, 6, 6, 1, 1, "3pc", None, None, None, []],
     "a result that is not JSON": [7, 6, 6, 1, 1, "2pc", None, None, None, [["a", 1, None, None, False, b"{"]]],
     "a payload that is not JSON": [1, "m-1-1", "2pc", 1, [[2, "a", "a", b"{"]], 1000, 5],
     "a participant that is not registered": [1, "m-1-1", "2pc", 1, [[2, "a", "b", b"1"]], 1000, 5],
     "a row that is too short": [7, 6],
+    "a payload that is nested deeper than one can be": [1, "m-1-1", "2pc", 1, [[2, "a", "a", DEEP]], 1000, 5],
+    "a result that is": [7, 6, 6, 1, 1, "2pc", None, None, None, [["a", 1, None, None, False, DEEP]]],
+    "a payload in another encoding": [1, "m-1-1", "2pc", 1, [[2, "a", "a", "[[]]".encode("utf-16-le")]], 1000, 5],
 }
 
 
@@ -114,14 +120,44 @@ def test_a_strange_row_of_a_copy_is_refused(what: str) -> None:
     head = [2, 2, "m", 1, "n1", -1, [[3, "a", "http://a", False]], 1]
     pieces = [pack(head), pack([[Gid("m", 1, 1).number, row if row[0] == 1 else pack(row)]])]
     installs(pieces)
+    assert _verdicts(pieces) == [Verdict.APPLIED, Verdict.MALFORMED]
+
+
+def _verdicts(pieces: list[bytes]) -> list[Verdict]:
+    """What applying each of them as a piece of a copy does."""
     ledger = Ledger(CLUSTER)
     header = Header(epoch=1, at=5)
     ledger.apply(encode_command(header, [TookOver(node="n1"), Raised(level=NEWEST)]))
-    verdicts = [
+    return [
         ledger.apply(encode_command(header, [CopyPiece(restore="r", index=index, data=data)]))[0].verdict
         for index, data in enumerate(pieces)
     ]
-    assert verdicts == [Verdict.APPLIED, Verdict.MALFORMED]
+
+
+@pytest.mark.parametrize(
+    "participant",
+    [["a", "http://[::1"], ["a", "a"], ["a", "http://a?b"], ["a", "http://a:b"], ["", "http://a"], ["A b", "http://a"]],
+)
+def test_a_participant_of_a_copy_that_could_not_register_is_refused(participant: list[str]) -> None:
+    """Asked after the restore, at such a URL, it would be asked for ever; its name goes into the log."""
+    pieces = [pack([2, 2, "m", 1, "n1", -1, [[3, *participant, False]], 0])]
+    installs(pieces)
+    assert _verdicts(pieces) == [Verdict.MALFORMED]
+
+
+@pytest.mark.parametrize("depth", [1, MAX_NESTING, MAX_NESTING + 1, *range(900, 1000, 5)])
+def test_how_deep_json_may_be_does_not_depend_on_the_stack(depth: int) -> None:
+    """Else one replica would take a piece that another refuses."""
+    row = [1, "m-1-1", "2pc", 1, [[2, "a", "a", b"[" * depth + b"]" * depth]], 1000, 5]
+    head = [2, 2, "m", 1, "n1", -1, [[3, "a", "http://a", False]], 1]
+    pieces = [pack(head), pack([[Gid("m", 1, 1).number, row]])]
+
+    def deeper(frames: int) -> list[Verdict]:
+        return deeper(frames - 1) if frames else _verdicts(pieces)
+
+    assert {tuple(deeper(frames)) for frames in (0, 1, 3, 100)} == {
+        (Verdict.APPLIED, Verdict.APPLIED if depth <= MAX_NESTING else Verdict.MALFORMED)
+    }
 
 
 def test_copies_within_copies_end_somewhere() -> None:
