@@ -158,6 +158,9 @@ class Inquiry:
                 # Leadership was lost, or the log does not answer: whoever leads then begins anew.
                 _log.info("finding out what was lost is tried again: %s", error)
                 progress = False
+            except Exception as error:  # noqa: BLE001  # never the end of it: what is open would stay open for ever
+                _log.critical("a defect of this node: finding out what was lost is tried again", exc_info=error)
+                progress, pause_s, self._quiet = False, _PAUSE_MAX_S, 0
             pause_s = _PAUSE_S if progress or self._quiet else min(2 * pause_s, _PAUSE_MAX_S)
             await asyncio.sleep(pause_s)
 
@@ -273,8 +276,9 @@ class Inquiry:
         An application may have begun a transaction in the range, and prepare a branch of it only now. Nobody could say
         later what becomes of that, so no participant must take it any more: it is below the floor, which is as high as
         what is owed to the participant allows. The message is an abort, of a gid that was never given out: it is acked,
-        and nothing but the floor is written. Where somebody is left out nobody is told: should it come back meanwhile,
-        what the others would drop is what it needs.
+        and what is written is the epoch and the floor; and a tombstone, where something older is owed that keeps the
+        floor from rising above that gid. Where somebody is left out nobody is told: should it come back meanwhile, what
+        the others would drop is what it needs.
         """
         # The range ends with the base of the new epochs, which is nobody's epoch itself.
         nothing = str(Gid(self._ledger.cluster, Gid.of_number(self._ledger.cluster, lost.high).epoch, 0))
@@ -390,21 +394,22 @@ class Inquiry:
     async def _call(self, participant: Participant, path: str, told: dict[str, Any] | None) -> dict[str, Any]:
         """The answer to a question, or to what it is `told`. Raises `_NoAnswer`."""
         url = participant.url.rstrip("/") + path
-        parts = urlsplit(url)
+        method = "GET" if told is None else "POST"
+        what = f"{method} {path.partition('?')[0]}"
         token = self._config.participant_token
-        if token is not None and parts.scheme != "https" and not is_loopback(parts.hostname or ""):
-            raise _NoAnswer("a token goes beyond loopback only over TLS; register an https URL")
         try:
-            method = "GET" if told is None else "POST"
+            parts = urlsplit(url)
+            if token is not None and parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+                raise _NoAnswer("a token goes beyond loopback only over TLS; register an https URL")
             async with self._connected().request(method, url, json=told, allow_redirects=False) as response:
                 raw = await response.content.read(_ANSWER_BYTES_MAX)
                 while not response.content.at_eof() and len(raw) < _ANSWER_BYTES_MAX:
                     raw += await response.content.read(_ANSWER_BYTES_MAX - len(raw))
                 if response.status != 200 and (told is None or response.status != 409):  # which is an answer, too
-                    raise _NoAnswer(f"status {response.status} to {method} {path.partition('?')[0]}")
+                    raise _NoAnswer(f"status {response.status} to {what}")
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise _NoAnswer(f"no answer: {error or type(error).__name__}") from error
-        return _object(raw)
+        return _object(raw, what)
 
     def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -420,14 +425,14 @@ class Inquiry:
         return self._session
 
 
-def _object(raw: bytes) -> dict[str, Any]:
-    """What an answer spells. Raises `_NoAnswer`."""
+def _object(raw: bytes, what: str) -> dict[str, Any]:
+    """What the answer to `what` spells. Raises `_NoAnswer`."""
     try:
         body = json_value(raw)
     except Malformed as error:
-        raise _NoAnswer(f"GET /branches was answered with something else: {error}") from error
+        raise _NoAnswer(f"{what} was answered with something else: {error}") from error
     if not isinstance(body, dict):
-        raise _NoAnswer("GET /branches was answered with something else than an object")
+        raise _NoAnswer(f"{what} was answered with something else than an object")
     return body
 
 

@@ -197,7 +197,7 @@ class _Inquiry(Inquiry):
     said: Said
 
     async def _get(self, participant: Participant, path: str) -> dict[str, Any]:
-        return inquiry._object(self.said[participant.name, "gid=" in path])
+        return inquiry._object(self.said[participant.name, "gid=" in path], "GET /branches")
 
 
 def finds_out(said: Said, kind: type[_Inquiry] = _Inquiry) -> Ledger:

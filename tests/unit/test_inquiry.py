@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 
 from cluster.replication.memory import MemoryLog
+from coordinator import inquiry
+from coordinator.facts import Participant
 from coordinator.inquiry import Inquiry
 from coordinator.ledger import Ledger
 from coordinator.protocol.entries import Enlisted, Reconciled
@@ -522,6 +524,43 @@ async def test_nonsense_is_no_answer(world, scripted, body):
 
 
 # ------------------------------------------------------------------------------------------------ copies
+
+
+async def test_a_url_that_is_none_is_no_answer(world):
+    async with Life(world) as life:
+        await life.restore()
+        participants, views = life.node.node.ledger.participants, life.node.node._inquiry.status
+        participants["a"] = replace(participants["a"], url="http://[::1")
+        await eventually(lambda: "Invalid IPv6" in str(views()["participants"].get("a")))
+        await life.register()
+        await life.closed()
+
+
+async def test_a_defect_ends_a_round_and_not_the_inquiry(world, monkeypatch, caplog):
+    monkeypatch.setattr(inquiry, "_PAUSE_MAX_S", 0.0)
+    async with Life(world) as life:
+        asking = life.node.node._inquiry
+        monkeypatch.setattr(asking, "_round", broken)
+        await life.restore()
+        await life.register()
+        await eventually(lambda: "a defect of this node" in caplog.text)
+        assert life.node.node.ledger.lost is not None
+        monkeypatch.undo()
+        await life.closed()
+
+
+async def broken(_lost):
+    raise RuntimeError("a defect")
+
+
+async def test_what_is_told_and_answered_with_nonsense_is_named(world, scripted):
+    scripted.rule = lambda _heard: http(200, b"[]")
+    async with Life(world) as life:
+        asking = life.node.node._inquiry
+        with pytest.raises(inquiry._NoAnswer, match="POST /abort was answered"):
+            await asking._call(Participant(name="a", url=scripted.url, batch=False), "/abort", {})
+        with pytest.raises(inquiry._NoAnswer, match="GET /branches was answered"):
+            await asking._get(Participant(name="a", url=scripted.url, batch=False), "/branches?before=test-1-1")
 
 
 async def test_copies_that_are_refused_leave_nothing(world):
