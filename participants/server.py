@@ -326,15 +326,19 @@ class Participant:
         """Until all are known, or `answer_within_s` is over. The work goes on either way.
 
         Once one is known, the others have as long again as it took. One of them may wait for a lock that another's
-        branch holds until its vote has been heard, and that vote is in the same answer.
+        branch holds until its vote has been heard, and that vote is in the same answer. What is answered at once
+        because there was no room for it, or no time, tells nothing that anybody waits for.
         """
         open_ones = {outcome for outcome in outcomes if not outcome.done()}
-        if not open_ones:
-            return
         began_s, limit_s = self._loop.time(), self._settings.answer_within_s
-        if len(open_ones) == len(outcomes):
-            _, open_ones = await asyncio.wait(open_ones, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-        took_s = self._loop.time() - began_s
+        known = len(open_ones) < len(outcomes) and any(map(_tells, outcomes))
+        took_s = 0.0
+        while open_ones and not known and took_s < limit_s:
+            done, open_ones = await asyncio.wait(
+                open_ones, timeout=limit_s - took_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            known = any(map(_tells, done))
+            took_s = self._loop.time() - began_s
         if open_ones and took_s < limit_s:
             again_s = max(took_s, self._settings.stragglers_within_s)
             await asyncio.wait(open_ones, timeout=min(again_s, limit_s - took_s))
@@ -419,6 +423,11 @@ def envelope_from_wire(call: object, body: object) -> Envelope:
         # It is a key in storage and a word in logs: no control characters, no lone surrogates.
         raise Malformed("branch must be printable")
     return Envelope(message, stamp)
+
+
+def _tells(outcome: Outcome) -> bool:
+    """Whether it is known what became of the message."""
+    return outcome.done() and not isinstance(outcome.result(), Pending | None)
 
 
 def _rendered(envelope: Envelope, outcome: Outcome) -> tuple[int, dict[str, Any]]:

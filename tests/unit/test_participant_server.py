@@ -566,6 +566,25 @@ async def test_votes_do_not_wait_for_a_branch_that_may_wait_for_them(tmp_path):
         assert [type(answer) for answer in await repeated] == [Prepared], "there was nothing else to be told of"
 
 
+@pytest.mark.parametrize("why", ["its deadline has passed", "there is no room"])
+async def test_what_is_not_even_tried_does_not_hurry_the_others_of_its_batch(why):
+    manager = Gated()
+    gate, late = manager.hold(1), Stamp(epoch=1, deadline_ms=0)
+    limits = {"answer_within_s": 10 * DEADLINE_S, "stragglers_within_s": 0.001, "working_limit": 1}
+    async with serving(manager, **limits) as caller, asyncio.timeout(DEADLINE_S):
+        if why == "there is no room":
+            asked = [asyncio.ensure_future(caller.send(prepare(1)))]
+            await until(lambda: manager.batches)
+            asked.append(asyncio.ensure_future(caller.send_all(prepare(2), abort(3))))
+        else:
+            asked = [asyncio.ensure_future(caller.send_all(prepare(2), abort(1), stamp=late))]
+        for _ in range(20):
+            await caller.get("/healthz")
+        gate.set()
+        (*_, answers) = await asyncio.gather(*asked)
+        assert [type(answer) for answer in answers] == [Pending, Acked]
+
+
 async def test_no_answer_is_waited_for_after_its_coordinator_gave_up():
     manager = Gated()
     gate = manager.hold(1)
