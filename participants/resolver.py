@@ -17,6 +17,7 @@ import random
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import aiohttp
@@ -81,6 +82,10 @@ class Resolver:
         rng: random.Random | None = None,
     ) -> None:
         self._held = held
+        self._one_listing = asyncio.Lock()
+        self._listings = 0
+        """That have begun; `_listed` is what the last one has found, None if it has failed."""
+        self._listed: frozenset[BranchId] | None = None
         self._settings = settings
         self._finish = finish
         self._random = rng if rng is not None else random.Random()  # noqa: S311  # spreads questions, keeps no secret
@@ -214,10 +219,13 @@ class Resolver:
         if outcome is not None:
             await self._end(key, doubt, outcome)
             return
-        if status in _ALARMS and not doubt.alarmed and not await self._is_held(key):
-            self._doubts.pop(key, None)
+        # It may have ended, and the answer that said so was lost. Looked at each time: that may also come later.
+        held = await self._list_held() if status in _ALARMS else None
+        if held is not None and key not in held:
+            if self._doubts.get(key) is doubt:
+                del self._doubts[key]
             return
-        if status in _ALARMS and not doubt.alarmed:
+        if held is not None and not doubt.alarmed:
             doubt.alarmed = True
             _log.error(
                 "ALARM: branch %s of %s is prepared, and the coordinator at %s %s; it stays in doubt",
@@ -231,12 +239,18 @@ class Resolver:
             pause_s = max(pause_s, min(retry_after, self._settings.ask_backoff_cap_s))
         self._push(key, doubt, pause_s)
 
-    async def _is_held(self, key: BranchId) -> bool:
-        """Whether it is prepared still: it may have ended, and the answer that said so was lost."""
-        try:
-            return any(BranchId(each.gid, each.branch) == key for each in await self._held())
-        except Unavailable:
-            return True
+    async def _list_held(self) -> frozenset[BranchId] | None:
+        """What is prepared, at a moment after the call; None while that cannot be listed.
+
+        Whoever calls while a listing is on its way shares the next one.
+        """
+        wanted = self._listings + 1
+        async with self._one_listing:
+            if self._listings < wanted:
+                self._listings, self._listed = wanted, None
+                with suppress(Unavailable):
+                    self._listed = frozenset(BranchId(each.gid, each.branch) for each in await self._held())
+            return self._listed
 
     def _next_coordinator(self, doubt: _Doubt) -> _Coordinator:
         """In turn, but those that do not answer are left alone for a while, unless none else is there."""

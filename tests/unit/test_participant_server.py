@@ -793,6 +793,67 @@ async def test_anything_but_an_outcome_leaves_it_prepared_and_asking(answer, cap
     assert len(alarms) == (1 if answer(0).status in (404, 410) else 0)
 
 
+async def ends_unheard(manager, number=1):
+    """Ended, as by the database's owner, or by a request whose answer was lost."""
+    await NullManager.handle(manager, [Envelope(abort(number), STAMP)])
+
+
+async def test_while_its_database_is_away_nothing_is_said_of_a_forgotten_branch(caplog):
+    async with Coordinator(lambda _: web.Response(status=410)) as node:
+        manager = Gated()
+        async with serving(manager, coordinators=(node.url,), **FAST) as caller:
+            await caller.send(prepare(1))
+            manager.failing = Unavailable("the database is away")
+            await until(lambda: node.asked["shop-1-1"] >= 4)
+            assert caller.participant._resolver.held == 1
+            await ends_unheard(manager)
+            manager.failing = None
+            await until(lambda: caller.participant._resolver.held == 0)
+    assert "ALARM" not in caplog.text
+
+
+async def test_a_branch_that_ends_after_its_alarm_is_asked_about_no_more(caplog):
+    async with Coordinator(lambda _: web.Response(status=410)) as node:
+        manager = Gated()
+        async with serving(manager, coordinators=(node.url,), **FAST) as caller:
+            await caller.send(prepare(1))
+            await until(lambda: "ALARM" in caplog.text)
+            await ends_unheard(manager)
+            await until(lambda: caller.participant._resolver.held == 0)
+
+
+async def test_many_that_are_asked_about_at_once_cost_two_listings(caplog, monkeypatch):
+    wanted = listings = 0
+    gate = asyncio.Event()
+    manager = Gated()
+    listed = manager.in_doubt
+
+    async def counted():
+        nonlocal listings
+        listings += 1
+        await gate.wait()
+        return await listed()
+
+    slow = {"in_doubt_after_s": 0.01, "ask_backoff_s": 1e3, "ask_backoff_cap_s": 1e3, "sweep_every_s": 1e3}
+    async with Coordinator(lambda _: web.Response(status=410)) as node:
+        manager.in_doubt = counted
+        async with serving(manager, coordinators=(node.url,), asks_at_once=20, **slow) as caller:
+            resolver = caller.participant._resolver
+            list_held = resolver._list_held
+
+            async def wanting():
+                nonlocal wanted
+                wanted += 1
+                return await list_held()
+
+            monkeypatch.setattr(resolver, "_list_held", wanting)
+            await caller.send_all(*(prepare(number) for number in range(20)))
+            await until(lambda: wanted == 20)
+            gate.set()
+            await until(lambda: caplog.text.count("ALARM") == 20)
+    assert listings == 2, "the one that was on its way, and one for all who came meanwhile"
+
+
 async def test_a_redirect_is_not_followed():
     async with Coordinator(committed) as elsewhere:
         there = {"Location": f"{elsewhere.url}/v1/outcomes/shop-1-1"}
