@@ -106,6 +106,8 @@ class RaftLog:
         self._told: Leadership | None = None
         self._proposals = Proposals(self._clock, self._settings.proposal_timeout_s)
         self._orphaned = False
+        self._dead_leader: str | None = None
+        """Until it is decided whether this node campaigns at once to take its place."""
         self._transferring = False
         self._ended: str | None = "not started"
         self._leaving: asyncio.Task[None] | None = None
@@ -447,14 +449,24 @@ class RaftLog:
         self._wake()
 
     def _refused(self, peer: str) -> None:
-        """If this was the leader: elect another, the survivors one after the other."""
+        """If this was the leader: elect another, once what is known to be committed is applied."""
         replica = self._replica
-        if self._ended is not None or replica is None or not replica.follows(self._peers[peer]):
-            return
-        if replica.has_backlog():
-            return  # the election timeout is still there, should nobody else win
-        self._campaign_in_turn(id_ for id_ in self._peers if id_ != peer)
-        self._wake()
+        if self._ended is None and replica is not None and replica.follows(self._peers[peer]):
+            self._dead_leader = peer
+            self._wake()
+
+    def _succeed(self, replica: Replica, dead: str) -> None:
+        """After a turn: there has to be another leader, so the survivors campaign one after the other.
+
+        Followers apply tick by tick, so only what is left then is a backlog.
+        """
+        if replica.commit_index > replica.applied_index:
+            return  # this goes on with the next turn
+        self._dead_leader = None
+        # Who has a backlog still has the election timeout, should nobody else win.
+        if replica.follows(self._peers[dead]) and not replica.has_backlog():
+            self._campaign_in_turn(id_ for id_ in self._peers if id_ != dead)
+            self._wake()
 
     def _campaign_in_turn(self, others: Iterable[str]) -> None:
         """There is no leader: campaign soon, one after the other."""
@@ -521,6 +533,8 @@ class RaftLog:
         if self._orphaned:
             self._orphaned = False
             self._proposals.abandon("this node no longer leads")
+        if self._dead_leader is not None:
+            self._succeed(replica, self._dead_leader)
         if replica.commit_index > replica.applied_index:
             self._wake()
         for condition, future in self._watchers:

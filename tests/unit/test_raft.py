@@ -374,6 +374,36 @@ def test_who_has_much_to_apply_lets_others_campaign_first(entries: int, campaign
     assert alone(scenario, journal=journal).transport.said("request_vote")
 
 
+def test_what_a_tick_leaves_to_apply_is_no_backlog() -> None:
+    """At a high rate more is committed between two ticks than a backlog has."""
+    journal = instant_journal()
+    journal.add(b"\1", 1, 0)
+    for index in range(2, 502):
+        journal.add(b"\0x", index, 1)
+
+    async def scenario(node: Alone) -> None:
+        node.heartbeat(prevLogIdx=501, prevLogTerm=1, commit_index=501)
+        assert node.transport.handlers is not None
+        node.transport.handlers.refused("n2")
+        assert len(node.machine.commands) == 0
+        await asyncio.sleep(0.1)
+        assert len(node.machine.commands) == 500
+        assert node.transport.said("request_vote")
+
+    alone(scenario, journal=journal, apply_entries_max=100)
+
+
+def test_who_hears_from_another_leader_meanwhile_does_not_campaign() -> None:
+    async def scenario(node: Alone) -> None:
+        node.heartbeat()
+        assert node.transport.handlers is not None
+        node.transport.handlers.refused("n2")
+        node.heartbeat(term=2, peer="n3")
+        await asyncio.sleep(0.1)
+
+    assert not alone(scenario).transport.said("request_vote")
+
+
 def test_the_death_of_a_follower_elects_nobody() -> None:
     async def scenario(node: Alone) -> None:
         node.heartbeat()
