@@ -72,7 +72,8 @@ SINGLE_WORKERS: Final = 32
 """The same for a participant that takes one message at a time."""
 
 _SOON_S: Final = 0.005
-"""Before a participant is asked again that was still at work; doubled each time, up to `backoff_min_s`."""
+"""Before a participant is asked again about a prepare that was still at work when others of its batch were answered;
+doubled each time, up to `backoff_min_s`, which is how long everything else rests that is pending."""
 
 Key = tuple[str, str]
 """gid and branch."""
@@ -336,6 +337,8 @@ class Courier:
 
     def _answered(self, lane: _Lane, track: _Track, letters: list[_Letter], answers: list[Answer | str]) -> None:
         heard: list[Answer] = []
+        # Where all are pending there was no room for any, or the participant has waited for them long enough.
+        has_stragglers = not all(isinstance(answer, Pending) for answer in answers)
         for letter, answer in zip(letters, answers, strict=True):
             if lane.letters.get(letter.key) is not letter:
                 continue  # replaced while it was on its way
@@ -343,8 +346,11 @@ class Courier:
                 lane.trouble = answer
                 self._park(lane, track, letter)
             elif isinstance(answer, Pending):
-                straggles = isinstance(letter.message, Prepare)
-                self._park(lane, lane.tracks[_Phase.STRAGGLER] if straggles else track, letter, again_at_once=True)
+                is_prepare = isinstance(letter.message, Prepare)
+                rest_s = self._timing.backoff_min_s
+                if is_prepare and has_stragglers:
+                    rest_s = min(rest_s, _SOON_S * 2.0 ** min(letter.tries, 16))
+                self._park(lane, lane.tracks[_Phase.STRAGGLER] if is_prepare else track, letter, rest_s)
             elif isinstance(answer, Contradicted):
                 heard.append(answer)
                 self._park(lane, track, letter)
@@ -402,11 +408,10 @@ class Courier:
         lane.most = min(2 * lane.most, self._most(lane.participant))
         lane.trouble = None
 
-    def _park(self, lane: _Lane, track: _Track, letter: _Letter, *, again_at_once: bool = False) -> None:
+    def _park(self, lane: _Lane, track: _Track, letter: _Letter, rest_s: float | None = None) -> None:
+        """Let it rest for so long; None: for a backoff."""
+        delay_s = self._backoff_s(letter.tries) if rest_s is None else rest_s
         letter.tries += 1
-        delay_s = self._backoff_s(letter.tries - 1)
-        if again_at_once:
-            delay_s = min(self._timing.backoff_min_s, _SOON_S * 2.0 ** min(letter.tries - 1, 16))
         due_s = self._clock.monotonic_s() + delay_s
         heapq.heappush(track.parked, (due_s, next(self._order), letter))
         if due_s < track.timer_at_s:

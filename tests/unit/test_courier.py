@@ -561,6 +561,39 @@ async def test_who_straggles_leaves_its_track_to_others(post: Post, scripted: Sc
     await eventually(lambda: len(post.answers) == len(waiting) + 1)
 
 
+@pytest.mark.parametrize(
+    ("messages", "in_batches", "rests_s"),
+    [
+        ([prepare(1), prepare(2)], True, 0.005),
+        ([prepare(1)], True, 0.5),  # there was no room, or it has been waited for already
+        ([prepare(1)], False, 0.5),
+        ([commit(1), commit(2)], True, 0.5),
+        ([abort(1), commit(2)], True, 0.5),
+    ],
+)
+async def test_only_stragglers_are_asked_for_again_at_once(
+    scripted: ScriptedParticipant,
+    monkeypatch: pytest.MonkeyPatch,
+    messages: list[Request],
+    in_batches: bool,
+    rests_s: float,
+) -> None:
+    def first_is_pending(heard: Heard) -> bytes:
+        if heard.call != "batch":
+            return http(503, {"code": "pending"})
+        said = [{**vote(heard, item), "status": 200} for item in heard.items[1:]]
+        return batch([{"code": "pending", "status": 503}, *said])
+
+    scripted.rule = first_is_pending
+    post = make(timing=Timing(backoff_min_s=0.5))
+    rests: list[float] = []
+    monkeypatch.setattr(post.courier, "_arm", lambda _lane, _track, _due_s, delay_s: rests.append(delay_s))
+    post.send(scripted, *messages, batch=in_batches)
+    await eventually(lambda: rests)
+    assert rests == [rests_s]
+    await post.courier.close()
+
+
 async def test_a_commit_answered_with_an_abort_is_no_ack(post: Post, scripted: ScriptedParticipant) -> None:
     scripted.rule = saying({"state": "aborted"})
     post.send(scripted, commit(1))
