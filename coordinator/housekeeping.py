@@ -54,7 +54,7 @@ class Housekeeper:
         self._behind: dict[str, int] = {}
         """Nodes that announce less than the cluster's level, as far as people were told."""
         self._restored_at = 0
-        """When the last restore was that this node knows of, in milliseconds since 1970."""
+        """When the restore was, or at the latest was, in milliseconds since 1970; 0 where there was none."""
 
     def step_down(self) -> None:
         """What was proposed is no business of the next reign."""
@@ -64,6 +64,9 @@ class Housekeeper:
         """The state may be a restored one now. On every node: whoever leads next has to know."""
         if self._ledger.lost is not None:
             self._restored_at = self._ledger.lost.since
+        elif self._ledger.epoch_base and not self._restored_at:
+            # Its range is closed, and nothing else tells when it was: it may have been a moment ago.
+            self._restored_at = self._clock.wall_ms()
 
     def round(self) -> float:
         """Do what is due; returns in how many seconds to look again."""

@@ -984,6 +984,22 @@ async def test_below_a_floor_that_a_restore_has_raised_it_goes_in_pieces_too(
         assert led.ledger.floor == floor
 
 
+async def test_who_hears_late_of_a_restore_keeps_for_its_clients_what_it_brought() -> None:
+    """From a snapshot, in which the range that was lost is closed already."""
+    clock = FakeClock()
+    async with on_hand(configs(NODES, limits=Limits(retention_s=1000))[0], clock) as led:
+        house, state = led.driver._house, led.ledger.fork()
+        assert not house._keeps_all()
+        state.epoch_base = 200_000
+        led.ledger.restore(state.snapshot()())()
+        assert house._keeps_all()
+        clock.pass_s(999)
+        led.ledger.restore(state.snapshot()())()
+        assert house._keeps_all()
+        clock.pass_s(2)
+        assert not house._keeps_all(), "for as long as anything is kept, and no longer"
+
+
 async def test_what_is_unfinished_is_never_forgotten(scripted: ScriptedParticipant) -> None:
     clock = FakeClock()
     async with on_hand(configs(NODES)[0], clock) as led:
