@@ -92,12 +92,12 @@ from coordinator.protocol.registry import PROTOCOLS
 from coordinator.protocol.transaction import Branch, Decision, Heuristic, State, Transaction, VoteKind
 from coordinator.rows import Keys, Rows
 from coordinator.states import (
+    Bounds,
     head_piece,
     needs_newer,
     participants_of,
     read_head,
     refuse_strange_participants,
-    refuse_strange_rows,
     restore_rows,
     row_pieces,
     works_at,
@@ -653,9 +653,10 @@ class Ledger:
                     plain = {name: value for name, value in plain.items() if name not in ("staged", "piece")}
                 self._feed_more(plain)
                 return
+            bounds = None
             if foreign:
-                refuse_strange_rows(plain, self.cluster, last_of(self.epoch), self.participants)
-            restore_rows(plain, self._table, self.unfinished, self.keys, self.kept)
+                bounds = Bounds(cluster=self.cluster, last=last_of(self.epoch), participants=self.participants)
+            restore_rows(plain, self._table, self.unfinished, self.keys, self.kept, bounds)
         except Malformed:
             raise
         except (

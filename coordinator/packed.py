@@ -20,8 +20,12 @@ _INTEGER_BYTES: Final = bytes(
 )
 """Length of a packed integer, by its first byte. Small ones, and nil, are that byte alone."""
 _FLAGS: Final = 3
+_PROTOCOL: Final = 5
 _KEY: Final = 7
-"""Where the flags and the key stand in a row."""
+_BRANCHES: Final = 9
+"""Where they stand in a row."""
+_RESULT: Final = 5
+"""Where it stands in a branch."""
 _RESOLVED: Final = (None, Decision.COMMIT, Decision.ABORT)
 _VOTES: Final = (None, VoteKind.PREPARED, VoteKind.READ_ONLY, VoteKind.REFUSED)
 
@@ -36,16 +40,18 @@ _BRANCH_TYPES: Final = (
 )  # fmt: skip
 
 
-def is_packed(packed: bytes) -> bool:
-    """Whether `pack` writes such bytes. Raises what bad bytes raise."""
-    return packed[:1] in _ROW_HEADS and _is_row(msgpack.unpackb(packed))
+def row_of(packed: bytes) -> Any:
+    """The fields of a row, as they are. Raises what bad bytes raise."""
+    return msgpack.unpackb(packed)
 
 
-def _is_row(row: Any) -> bool:
+def is_row(packed: bytes, row: Any) -> bool:
+    """Whether `pack` writes such bytes. row: `row_of` them. Raises what bad bytes raise."""
     return (
-        all(type(value) in types for value, types in zip(row, _ROW_TYPES, strict=False))
+        packed[:1] in _ROW_HEADS
+        and all(type(value) in types for value, types in zip(row, _ROW_TYPES, strict=False))
         and 0 <= row[_FLAGS] <= _COMMIT | _RETRYABLE | _KEPT
-        and all(type(branch) is list and 0 < len(branch) <= 10 and _is_branch(branch) for branch in row[9])
+        and all(type(branch) is list and 0 < len(branch) <= 10 and _is_branch(branch) for branch in row[_BRANCHES])
     )
 
 
@@ -156,7 +162,13 @@ def ended_at_of(packed: bytes) -> int:
     return ended_at
 
 
-def key_and_kept(packed: bytes) -> tuple[Any, bool]:
+def key_and_kept(row: Any) -> tuple[Any, bool]:
     """Its idempotency key, of whatever type it is in there, and whether it is kept for an operator."""
-    row = msgpack.unpackb(packed)
     return row[_KEY], bool(row[_FLAGS] & _KEPT)
+
+
+def protocol_and_results(row: Any) -> tuple[str, list[bytes]]:
+    """Of a row that `is_row`: the protocol, and what its branches have answered."""
+    return row[_PROTOCOL], [
+        branch[_RESULT] for branch in row[_BRANCHES] if len(branch) > _RESULT and branch[_RESULT] is not None
+    ]

@@ -9,6 +9,7 @@ software's can be told for what it is. Keys are not among it: each transaction k
 """
 
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from json import detect_encoding
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from coordinator.codec import MAX_NESTING, Malformed, Newer, RecordCodec, json_v
 from coordinator.config import valid_name, valid_url
 from coordinator.facts import Participant
 from coordinator.levels import OLDEST
-from coordinator.packed import is_packed, key_and_kept, unpack
+from coordinator.packed import is_row, key_and_kept, protocol_and_results, row_of
 from coordinator.protocol.messages import Gid
 from coordinator.protocol.registry import PROTOCOLS
 from coordinator.protocol.transaction import Branch, Transaction
@@ -96,20 +97,72 @@ def refuse_strange_participants(participants: Iterable[Participant]) -> None:
             raise Malformed(f"participant {participant.name} cannot be at {participant.url!r:.100}")
 
 
-def restore_rows(rows: Any, table: Rows, unfinished: dict[int, Transaction], keys: Keys, kept: set[int]) -> None:
-    """Put the rows of one piece into the four. Raises `Malformed`, and what bad bytes raise."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What rows are held against that come from outside. participants: their names; last: the highest number."""
+
+    cluster: str
+    last: int
+    participants: Collection[str]
+
+    def refuse_strange_row(self, number: int, packed: bytes, row: Any) -> None:
+        """Raises `Malformed` unless `pack` writes such a row, and what bad bytes raise."""
+        self._refuse_strange_number(number)
+        if not is_row(packed, row):
+            raise Malformed("something else where an ended transaction should be")
+        protocol, results = protocol_and_results(row)
+        _refuse_strange_parts(protocol, results)
+
+    def refuse_strange_transaction(self, number: int, txn: Transaction) -> None:
+        """The same for one that has not ended."""
+        gid = self._refuse_strange_number(number)
+        if txn.ended_at is not None:
+            raise Malformed("something else where an unfinished transaction should be")
+        texts = (text for branch in txn.branches for text in (branch.payload, branch.result))
+        _refuse_strange_parts(txn.protocol, [text for text in texts if text is not None])
+        if any(branch.participant not in self.participants for branch in txn.branches):
+            raise Malformed(f"a branch of {gid} at a participant that is not registered")
+        if not all(valid_name(branch.name) for branch in txn.branches):
+            raise Malformed(f"a branch of {gid} whose name is none")  # no participant would take it
+        if (txn.gid, txn.epoch) != (str(gid), gid.epoch):
+            raise Malformed(f"{txn.gid!r:.100} in the place of {gid}")
+
+    def _refuse_strange_number(self, number: int) -> Gid:
+        gid = Gid.of_number(self.cluster, number)
+        if number > self.last or Gid.parse(str(gid)) is None:
+            raise Malformed("a number that is no gid's")
+        return gid
+
+
+def restore_rows(
+    rows: Any,
+    table: Rows,
+    unfinished: dict[int, Transaction],
+    keys: Keys,
+    kept: set[int],
+    bounds: Bounds | None = None,
+) -> None:
+    """Put the rows of one piece into the four. Raises `Malformed`, and what bad bytes raise.
+
+    bounds: of a copy, in which nothing is taken that a ledger would not write.
+    """
     last = next(reversed(table), -1)
     for number, row in rows:
         if type(number) is not int or not last < number < _NUMBERS:
             raise Malformed("something else where the next number should be")
         last = number
         if isinstance(row, bytes):
+            fields = row_of(row)
+            if bounds is not None:
+                bounds.refuse_strange_row(number, row, fields)
             table[number] = row
-            key, is_kept = key_and_kept(row)
+            key, is_kept = key_and_kept(fields)
         else:
             txn = RECORDS.from_plain(row)
             if not isinstance(txn, Transaction):
                 raise Malformed("something else among the transactions")
+            if bounds is not None:
+                bounds.refuse_strange_transaction(number, txn)
             table[number], unfinished[number] = None, txn
             key, is_kept = txn.key, txn.kept
         if is_kept:
@@ -120,37 +173,12 @@ def restore_rows(rows: Any, table: Rows, unfinished: dict[int, Transaction], key
             keys[key] = number
 
 
-def refuse_strange_rows(rows: Any, cluster: str, last: int, participants: Collection[str]) -> None:
-    """Raises `Malformed` unless `pack` and `RECORDS` write such rows, and what bad bytes raise."""
-    for number, row in rows:
-        if type(number) is not int or not 0 <= number <= last:
-            raise Malformed("something else where a number should be")
-        if isinstance(row, bytes):
-            if not is_packed(row):
-                raise Malformed("something else where an ended transaction should be")
-            _refuse_strange_parts(unpack(cluster, number, row))
-            continue
-        txn = RECORDS.from_plain(row)
-        if not isinstance(txn, Transaction) or txn.ended_at is not None:
-            raise Malformed("something else where an unfinished transaction should be")
-        _refuse_strange_parts(txn)
-        gid = Gid.of_number(cluster, number)
-        if any(branch.participant not in participants for branch in txn.branches):
-            raise Malformed(f"a branch of {gid} at a participant that is not registered")
-        if (txn.gid, txn.epoch) != (str(gid), gid.epoch):
-            raise Malformed(f"{txn.gid!r:.100} in the place of {gid}")
-
-
-def _refuse_strange_parts(txn: Transaction) -> None:
+def _refuse_strange_parts(protocol: str, texts: Iterable[bytes]) -> None:
     """What holds of each transaction of a copy, ended or not. Raises `Malformed`."""
-    if txn.protocol not in PROTOCOLS:
-        raise Newer(f"a transaction of the unknown protocol {txn.protocol!r:.40}")
-    if Gid.parse(txn.gid) is None:
-        raise Malformed("a number that is no gid's")
-    for branch in txn.branches:
-        for text in (branch.payload, branch.result):
-            if text is not None:
-                _refuse_strange_json(text)
+    if protocol not in PROTOCOLS:
+        raise Newer(f"a transaction of the unknown protocol {protocol!r:.40}")
+    for text in texts:
+        _refuse_strange_json(text)
 
 
 def _refuse_strange_json(text: bytes) -> None:

@@ -107,6 +107,8 @@ STRANGE = {
     "a result that is not JSON": [7, 6, 6, 1, 1, "2pc", None, None, None, [["a", 1, None, None, False, b"{"]]],
     "a payload that is not JSON": [1, "m-1-1", "2pc", 1, [[2, "a", "a", b"{"]], 1000, 5],
     "a participant that is not registered": [1, "m-1-1", "2pc", 1, [[2, "a", "b", b"1"]], 1000, 5],
+    "a branch whose name is none": [1, "m-1-1", "2pc", 1, [[2, "A b", "a", b"1"]], 1000, 5],
+    "an unfinished one that has ended": [1, "m-1-1", "2pc", 1, [], 9, 5, None, None, "commit", None, False, 5, 6],
     "a row that is too short": [7, 6],
     "a payload that is nested deeper than one can be": [1, "m-1-1", "2pc", 1, [[2, "a", "a", DEEP]], 1000, 5],
     "a result that is": [7, 6, 6, 1, 1, "2pc", None, None, None, [["a", 1, None, None, False, DEEP]]],

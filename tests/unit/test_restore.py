@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator import packed
 from coordinator.commands import encode_command
 from coordinator.copies import NO_DIGEST, chained, cut
 from coordinator.facts import Knowledge, Verdict
@@ -33,6 +34,7 @@ from coordinator.protocol.messages import Gid
 from coordinator.protocol.transaction import Decision, Transaction, VoteKind
 from coordinator.states import RECORDS
 
+unpackb = msgpack.unpackb
 QUICK = settings(deadline=None, derandomize=True, database=None, max_examples=60)
 BASE = 200_000
 
@@ -105,6 +107,19 @@ def restored(source, **more):
     ledger = new(participants=())
     assert set(do(ledger, *entries_of(pieces_of(source), **more))) == {Verdict.APPLIED}
     return ledger
+
+
+def test_a_row_of_a_copy_is_unpacked_once(monkeypatch):
+    """Every node's event loop waits for it."""
+    source = lived(1)
+    pieces = list(source.snapshot()())
+    unpacked = []
+    monkeypatch.setattr(packed.msgpack, "unpackb", lambda data: unpacked.append(data) or unpackb(data))
+    copy = Ledger("m", understands=2)
+    for piece in pieces:
+        copy.feed(piece, foreign=True)
+    rows = [row for row in unpacked if row not in pieces]
+    assert len(rows) == len(copy) - len(copy.unfinished) > 0
 
 
 def everything(ledger):
