@@ -4,7 +4,6 @@ import asyncio
 import random
 import shutil
 import signal
-import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -330,7 +329,7 @@ class Nemesis:
     async def _restart_server(self) -> None:
         """A server without room for its log ends itself, or is lost in its recovery. See that it runs.
 
-        Raises `ProcessTrouble`, `TimeoutExpired`.
+        Raises `ProcessTrouble`.
         """
         server = self._stage.servers[SERVER]
         until_s = self._recorder.now_s + _RECOVERY_S
@@ -342,7 +341,7 @@ class Nemesis:
                     await server.start()
                     self._tell(f"{SERVER} had ended itself, and is started again")
                 await server.single("SELECT 1")
-            except (ProcessTrouble, subprocess.TimeoutExpired):
+            except ProcessTrouble:
                 # It may be about to end, or to recover.
                 now_s = self._recorder.now_s
                 if now_s > until_s and killed:

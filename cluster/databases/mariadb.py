@@ -10,11 +10,9 @@
 No option file is read, so nothing of the machine's own configuration takes part.
 """
 
-import asyncio
 import re
 import shutil
 import socket
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -105,19 +103,7 @@ class MariaDbServer(DatabaseServer):
         """Run one statement as the owner of all, with the server's own client; its output. Raises `ProcessTrouble`."""
         (client,) = self.programs(("mariadb",), _folders("mariadb"))
         words = [str(client), "--no-defaults", "--batch", "--skip-column-names", f"--socket={self.socket}"]
-        done = await asyncio.to_thread(
-            subprocess.run,
-            [*words, f"--user={_OWNER}", f"--execute={statement}", database],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60.0,
-            check=False,
-            env=self._environment(),
-        )
-        if done.returncode != 0:
-            raise ProcessTrouble(f"{self.name} did not run {statement!r}: {done.stderr.strip()}")
-        return done.stdout
+        return await self._run_client([*words, f"--user={_OWNER}", f"--execute={statement}", database], statement)
 
 
 def _folders(program: str) -> list[Path]:

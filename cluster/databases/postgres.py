@@ -8,12 +8,10 @@ await server.stop()
 server.remove()
 """
 
-import asyncio
 import importlib.util
 import re
 import shutil
 import signal
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -95,18 +93,7 @@ class PostgresServer(DatabaseServer):
         """Run one statement as the owner of all, with the server's own client. Raises `ProcessTrouble`."""
         (psql,) = self.programs(("psql",), (self._postgres.parent, *_folders()))
         words = [str(psql), "-X", "-q", "-h", str(self.folder), "-p", str(_PORT), "-U", _OWNER, "-d", "postgres"]
-        done = await asyncio.to_thread(
-            subprocess.run,
-            [*words, "-v", "ON_ERROR_STOP=1", "-c", statement],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60.0,
-            check=False,
-            env=self._environment(),
-        )
-        if done.returncode != 0:
-            raise ProcessTrouble(f"{self.name} did not run {statement!r}: {done.stderr.strip()}")
+        await self._run_client([*words, "-v", "ON_ERROR_STOP=1", "-c", statement], statement)
 
 
 def _folders() -> list[Path]:

@@ -31,6 +31,7 @@ _POLL_S: Final = 0.01
 _READY_S: Final = 60.0
 _SETUP_S: Final = 120.0
 _GONE_S: Final = 30.0
+_STATEMENT_S: Final = 60.0
 
 
 class DatabaseServer(ABC):
@@ -207,6 +208,25 @@ class DatabaseServer(ABC):
                 group=None if user is None else user.pw_gid,
                 extra_groups=None if user is None else (),
             )
+
+    async def _run_client(self, words: Sequence[str], statement: str) -> str:
+        """Output of the server's own client. Raises `ProcessTrouble` when it fails, or takes too long."""
+        try:
+            done = await asyncio.to_thread(
+                subprocess.run,
+                words,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_STATEMENT_S,
+                check=False,
+                env=self._environment(),
+            )
+        except subprocess.TimeoutExpired:
+            raise ProcessTrouble(f"{self.name} said nothing to {statement!r} for {_STATEMENT_S:g} s") from None
+        if done.returncode != 0:
+            raise ProcessTrouble(f"{self.name} did not run {statement!r}: {done.stderr.strip()}")
+        return done.stdout
 
     def _environment(self) -> dict[str, str]:
         # Whatever PGPORT or MYSQL_HOME mean to the person who starts this, they are about other servers.
