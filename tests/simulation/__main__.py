@@ -110,7 +110,7 @@ def catch(variant: Variant) -> dict[str, tuple[int, str]]:
     for seed in (variant.first, *range(VARIANT_SEEDS)):
         for complaint in one(seed, variant).complaints:
             who = complaint.partition(":")[0]
-            if who in variant.caught_by:
+            if who in variant.caught_by and variant.says in complaint:
                 caught.setdefault(who, (seed, complaint))
         gc.collect()
         if len(caught) == len(variant.caught_by):

@@ -222,8 +222,7 @@ class Bank:
                 pass
         if step.branch != before:
             self._put("branches", key, step.branch)
-        if step.answer is None:
-            raise Unavailable(f"{key} is at work although one branch is never handled twice at once")
+        assert step.answer is not None, f"{key} is at work although one branch is never handled twice at once"
         return step.answer
 
     async def _work(self, key: BranchId, payload: bytes) -> Vote:

@@ -4,6 +4,9 @@ import logging
 import re
 from typing import Any, Final
 
+from cluster.replication.journal import JournalFailed
+from cluster.replication.segments import DiskFull, SyncFailed
+from participants.manager import Unavailable
 from tests.simulation.machines import LIFE
 
 _ROOTS: Final = ("coordinator", "cluster", "participants", "aiohttp", "asyncio")
@@ -13,7 +16,15 @@ _EXPLAINED: Final = re.compile(
     r"|the journal has failed; this process must end|closed a journal that has failed"
     r"|^a batch of \d+ is unknown|^/(prepare|commit|abort|batch|branches): "
 )
-"""Errors that follow from the faults that there are."""
+"""Errors that may follow from the faults that there are: they do if whatever exception they tell of does."""
+
+_OF_FAULTS: Final = (OSError, DiskFull, SyncFailed, JournalFailed, Unavailable)
+"""A disk, a network or a participant that fails ends in one of these. No other may stop a node, or end its work."""
+
+
+def follows_from_faults(error: BaseException) -> bool:
+    """Whether there are faults that end in this; without them it is a defect."""
+    return isinstance(error, _OF_FAULTS)
 
 
 class Log(logging.Handler):
@@ -47,5 +58,10 @@ class Log(logging.Handler):
         if error is not None:
             text += f" [{error!r}]"
         self._world.note(who, f"log {record.levelname.lower()}: {text}")
-        if record.levelno >= logging.ERROR and not _EXPLAINED.search(record.getMessage()):
+        if record.levelno < logging.ERROR:
+            return
+        told = [error] if error is not None else []
+        if isinstance(record.args, tuple):
+            told += [one for one in record.args if isinstance(one, BaseException)]
+        if not _EXPLAINED.search(record.getMessage()) or not all(follows_from_faults(one) for one in told):
             self._world.defect(f"{who} logs: {text}")

@@ -40,6 +40,12 @@ class Life:
         self.context = contextvars.copy_context()
         self.context.run(LIFE.set, self)
 
+    def dies(self) -> None:
+        """Nothing of it runs any more; what has ended badly in it until now is told."""
+        if self.alive:
+            self.machine.loop.judge(self)
+            self.alive = False
+
 
 LIFE: contextvars.ContextVar[Life | None] = contextvars.ContextVar("life", default=None)
 
@@ -91,7 +97,7 @@ class Machine:
     def end(self, *, power: bool) -> None:
         """The process is gone."""
         if self.life is not None:
-            self.life.alive = False
+            self.life.dies()
             self.loop.dead.append(self.life)
             self.life = None
         self.deferred.clear()
@@ -162,8 +168,25 @@ class SimLoop(asyncio.BaseEventLoop):
         tasks = self._tasks if life is None else life.tasks
         tasks.append(task)
         if len(tasks) % 512 == 0:
-            tasks[:] = [one for one in tasks if not one.done()]
+            tasks[:] = [one for one in tasks if not one.done() or one._log_traceback]  # type: ignore[attr-defined]
         return task
+
+    def judge(self, life: Life | None) -> None:
+        """Tasks of this life (None: of nobody's) that an exception has ended, and nobody has looked: `errors`.
+
+        Who is about to look, but has not had its turn yet, would have.
+        """
+        tasks = self._tasks if life is None else life.tasks
+        failed: list[Any] = [task for task in tasks if task.done() and task._log_traceback]  # type: ignore[attr-defined]
+        if not failed:
+            return
+        handles = [*self._ready, *(life.machine.deferred if life is not None else ())]
+        told = {id(one) for handle in handles for one in handle._args or ()}  # type: ignore[attr-defined]
+        who = "?" if life is None else life.machine.name
+        for task in failed:
+            error = task.exception()
+            if id(task) not in told:
+                self.errors.append(f"{who}: nobody heard how {task.get_coro().__qualname__} ended: {error!r}")
 
     def _note_error(self, _loop: Any, what: dict[str, Any]) -> None:
         life = LIFE.get()

@@ -1,6 +1,7 @@
 """The whole cluster under any faults, a few hundred times; and what would be noticed if the code were wrong."""
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -187,6 +188,52 @@ def test_a_dead_machine_does_nothing_more(loop: SimLoop) -> None:
     machine.end(power=False)
     passed(loop, 9.0)
     assert heard == ["alive", "alive"]
+
+
+def test_nothing_ends_badly_unheard(loop: SimLoop) -> None:
+    machine = Machine(loop, "n1", "127.0.0.1")
+
+    async def stumble() -> None:
+        await asyncio.sleep(1)
+        raise KeyError("a defect")
+
+    async def cares() -> None:
+        with contextlib.suppress(KeyError):
+            await loop.create_task(stumble())
+
+    life = machine.begin()
+    loop.create_task(stumble(), context=life.context)
+    loop.create_task(cares(), context=life.context)
+    passed(loop, 2.0)
+    assert loop.errors == []
+    machine.end(power=True)
+    assert [error.partition(" ended: ")[2] for error in loop.errors] == ["KeyError('a defect')"]
+
+    loop.create_task(stumble(), context=machine.begin().context)
+    machine.end(power=True)
+    loop.create_task(stumble())
+    passed(loop, 4.0)
+    loop.judge(None)
+    assert [error.partition(":")[0] for error in loop.errors] == ["n1", "?"]
+
+
+def test_who_was_about_to_hear_of_an_end_would_have(loop: SimLoop) -> None:
+    machine = Machine(loop, "n1", "127.0.0.1")
+
+    async def stumble() -> None:
+        await asyncio.sleep(1)
+        raise KeyError("a defect")
+
+    async def cares() -> None:
+        task = loop.create_task(stumble())
+        task.add_done_callback(lambda _: machine.end(power=True))
+        with contextlib.suppress(KeyError):
+            await task
+
+    loop.create_task(cares(), context=machine.begin().context)
+    passed(loop, 2.0)
+    assert machine.life is None
+    assert loop.errors == []
 
 
 def test_a_paused_machine_catches_up(loop: SimLoop) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.replication.guard import Guard, LogView, Message, Verdict
 from cluster.replication.log import NotProposed, ProposalUnknown
+from cluster.replication.raft import Replica
 from cluster.replication.raft_journal import RaftJournal
 from cluster.replication.raft_log import RaftLog
 from coordinator.driver import Driver
@@ -19,7 +20,7 @@ from coordinator.floors import Floors
 from coordinator.ledger import Ledger
 from coordinator.node import Node
 from coordinator.protocol.entries import Begun, Decided
-from coordinator.protocol.messages import ENLISTED_PAYLOAD, Commit, Prepare, Prepared
+from coordinator.protocol.messages import ENLISTED_PAYLOAD, Commit, Prepare, Prepared, Vote
 from coordinator.protocol.registry import PROTOCOLS
 from coordinator.protocol.transaction import Decision
 from coordinator.rows import Keys
@@ -279,6 +280,41 @@ class LosesMarks(Bank):
         super()._end(key)
 
 
+class Breaks(Bank):
+    """It has a defect, which is not a disk that fails."""
+
+    async def _work(self, key: Any, payload: bytes) -> Vote:
+        if self._rng.random() < 0.05:
+            raise KeyError("a defect of a bank")
+        return await super()._work(key, payload)
+
+
+# ------------------------------------------------------------------------------------------------ what stops
+
+
+class StumblesReplica(Replica):
+    """A turn fails, for a reason that no fault explains."""
+
+    def turn(self) -> None:
+        if self.applied_index > 20:
+            raise KeyError("a defect of a turn")
+        super().turn()
+
+
+class Stumbles(RaftLog):
+    """Its replica does."""
+
+    _replica_type = StumblesReplica
+
+
+class TripsAtTheEnd(Node):
+    """It has stopped, and its last step fails: whoever waits for its end is not told of it."""
+
+    async def stop(self) -> None:
+        await super().stop()
+        raise KeyError("a defect of a stop")
+
+
 # ------------------------------------------------------------------------------------------------ the simulation
 
 
@@ -303,6 +339,8 @@ class Variant:
     """Kinds of faults, and combinations of them, that are added."""
     disaster: bool = False
     """Whether every run has one."""
+    says: str = ""
+    """What a complaint must hold to count."""
     first: int = 0
     """The seed to begin with; it showed there last, and when it does not any more, others will be found."""
 
@@ -421,5 +459,20 @@ VARIANTS: Mapping[str, Variant] = {
     "locks outlive aborts": Variant(classes=Classes(bank=KeepsLocks), caught_by=("locks",)),
     "a bank keeps the change": Variant(classes=Classes(bank=KeepsHalf), caught_by=("sums",)),
     "a bank loses commits": Variant(classes=Classes(bank=LosesMarks), caught_by=("atomicity",)),
+    "a bank breaks": Variant(
+        classes=Classes(bank=Breaks), caught_by=("defect",), says="its resource manager failed [KeyError("
+    ),
+    "a turn fails": Variant(
+        classes=Classes(log=Stumbles), caught_by=("defect",), says="stops: KeyError('a defect of a turn')"
+    ),
+    "a turn fails, by the log": Variant(
+        classes=Classes(log=Stumbles), caught_by=("defect",), says="must stop [KeyError('a defect of a turn')]"
+    ),
+    "a stop fails": Variant(
+        classes=Classes(node=TripsAtTheEnd),
+        caught_by=("defect",),
+        says="ended: KeyError('a defect of a stop')",
+        often=("restart",),
+    ),
     "a fault is left out": Variant(classes=Classes(injector=NothingPauses), caught_by=("fired",), often=("pause",)),
 }

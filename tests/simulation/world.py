@@ -25,7 +25,7 @@ from pysyncobj import syncobj as stock
 from cluster.replication import raft_log
 from cluster.replication.guard import Guard
 from cluster.replication.journal import DurableJournal, JournalSettings
-from cluster.replication.log import CannotStart, NeedsNewer
+from cluster.replication.log import CannotStart
 from cluster.replication.raft_journal import RaftJournal
 from cluster.replication.raft_log import RaftLog
 from cluster.replication.segments import SegmentSettings
@@ -47,7 +47,7 @@ from tests.simulation.faults import APPLICATIONS, BANKS, CLIENTS, NODES, Plan
 from tests.simulation.http import NoAnswer, call
 from tests.simulation.injection import Injector
 from tests.simulation.internet import ConnectedLoop, Internet, Tcp
-from tests.simulation.logs import Log
+from tests.simulation.logs import Log, follows_from_faults
 from tests.simulation.machines import Life, Machine
 from tests.simulation.recovery import Recovery
 from tests.simulation.watched import NodeDisk, Pump, watched_journal, watched_log, watched_node
@@ -237,7 +237,7 @@ class World:
         self.note(node, f"dies in a {doing} of its disk")
         if life is None:
             return
-        life.alive = False
+        life.dies()
 
         def buried() -> None:
             if self.machines[node].life is life:
@@ -268,7 +268,7 @@ class World:
 
         def fatal(error: BaseException) -> None:
             self.note(name, f"must stop: {error!r}")
-            if isinstance(error, AssertionError | NeedsNewer) or not isinstance(error, Exception):
+            if not follows_from_faults(error):
                 self.defect(f"{name} stops: {error!r}")
             self._exits(name, life)
 
@@ -298,7 +298,7 @@ class World:
 
     def _exits(self, name: str, life: Life) -> None:
         """Its process ends by itself, and whoever watches over it starts it again."""
-        life.alive = False
+        life.dies()
 
         def gone() -> None:
             if self.machines[name].life is life:
@@ -574,6 +574,8 @@ def simulate(seed: int, plan: Plan, classes: Classes | None = None, *, tracing: 
             world.defects.append(f"defect: the run ended: {error!r}")
         lives = [machine.life for machine in world.machines.values() if machine.life is not None]
         virtual_s = loop.now_s
+        for life in (None, *lives):
+            loop.judge(life)
         complaints = [*world.defects, *[f"defect: {error}" for error in loop.errors[:5]]]
         complaints += [one for checker in world.checkers for one in checker.complaints]
         loop.finish(lives)
