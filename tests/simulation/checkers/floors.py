@@ -14,8 +14,14 @@ from tests.simulation.checkers.base import Checker
 if TYPE_CHECKING:
     from coordinator.facts import Applied
     from coordinator.ledger import Ledger
+    from coordinator.protocol.transaction import Transaction
     from tests.simulation.bank import Bank
     from tests.simulation.world import World
+
+
+def _named(txn: "Transaction") -> frozenset[str] | None:
+    """Whom it names; None: it may come to name anybody."""
+    return None if txn.active else frozenset(branch.participant for branch in txn.branches)
 
 
 class FloorsHold(Checker):
@@ -29,7 +35,9 @@ class FloorsHold(Checker):
         self._heard: dict[str, int] = {}
 
     def anew(self, world: "World", copy: "Ledger") -> None:
-        self._open = {number: names for number, names in self._open.items() if copy.at(number) is not None}
+        # Whatever became of it later: what the copy holds unfinished is so again, as it was.
+        self._open = {number: _named(txn) for number, txn in copy.unfinished.items()}
+        self._closed -= self._open.keys()
 
     def applied(self, node: str, result: "Applied") -> None:
         txn, entry = result.txn, result.entry
@@ -45,7 +53,7 @@ class FloorsHold(Checker):
             self._closed.add(parsed.number)
             self._open.pop(parsed.number, None)
         elif not txn.active:
-            self._open[parsed.number] = frozenset(branch.participant for branch in txn.branches)
+            self._open[parsed.number] = _named(txn)
         elif parsed.number not in self._open:
             self._open[parsed.number] = None
 

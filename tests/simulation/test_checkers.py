@@ -1,0 +1,48 @@
+"""What single checkers have to tell apart, where whole runs would come to it too seldom."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+from coordinator.facts import Applied, Verdict
+from coordinator.ledger import Ledger
+from coordinator.protocol.entries import Ended
+from coordinator.protocol.messages import Gid
+from coordinator.protocol.transaction import Branch, Decision, Transaction
+from participants.resource import Horizon
+from tests.simulation.checkers.floors import FloorsHold
+
+GID = Gid("sim", 4, 7)
+DECIDED = Transaction(
+    gid=str(GID),
+    protocol="2pc",
+    epoch=4,
+    branches=(Branch(name="b1", participant="oak"),),
+    timeout_ms=1_000,
+    started_at=0,
+    decision=Decision.COMMIT,
+    decided_at=1,
+)
+
+
+def told(floor: int) -> Any:
+    return SimpleNamespace(name="oak", tables={"horizons": {"sim": Horizon(epoch=4, floor=floor)}})
+
+
+def test_what_had_ended_holds_floors_again_when_the_copy_holds_it_unfinished() -> None:
+    checker: Any = FloorsHold()
+    ended = Applied(entry=Ended(gid=str(GID)), verdict=Verdict.APPLIED, txn=replace(DECIDED, ended_at=2))
+    checker.applied("n1", Applied(entry=Ended(gid=str(GID)), verdict=Verdict.UNCHANGED, txn=DECIDED))
+    checker.applied("n1", ended)
+    checker.bank_changed(told(GID.number + 1))
+    assert checker.complaints == []
+
+    copy = Ledger("sim")
+    copy.unfinished[GID.number] = DECIDED
+    checker.anew(SimpleNamespace(), copy)
+    checker.bank_changed(told(GID.number + 2))
+    assert [complaint.partition(" is below")[0] for complaint in checker.complaints] == [f"floors: {GID}"]
+
+    checker.applied("n1", ended)
+    checker.bank_changed(told(GID.number + 3))
+    assert len(checker.complaints) == 1
