@@ -2,6 +2,7 @@
 
     --seeds 1000 --start 0 --jobs 2    that many runs; failing seeds are named, exit status 1
     --seeds 1000 --kept                and those that have found something once
+    --seeds 1000 --struck              with a disaster in every run
     --seed 17 --trace                  one run, readably; --fine shows every message and every call of a disk
     --seed 17 --shrink                 the shortest plan of faults that was found to fail, and its trace
     --variant "no guard"               with known-bad code; --variants: all of it, each until it is caught
@@ -14,7 +15,7 @@ import argparse
 import gc
 import json
 import os
-import subprocess
+import signal
 import sys
 import time
 import warnings
@@ -22,6 +23,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tests.simulation.faults import Plan, draw
+from tests.simulation.processes import EndedBadly, leave, outputs_of
 from tests.simulation.shrink import shrink
 from tests.simulation.variants import VARIANTS, Variant
 from tests.simulation.world import Classes, Report, simulate
@@ -40,9 +42,10 @@ KEPT_STRUCK = {
     2027: "an application prepared what was lost when all had been found out, and nobody could say what became of it",
     2140: "a leader that was deposed without knowing it denied that a branch had been enlisted",
 }
-"""The same, each with a disaster."""
+"""The same, each with a disaster: `--seed 2027 --struck`."""
 
-_STRUCK = Variant(classes=Classes(), caught_by=(), disaster=True)
+STRUCK = Variant(classes=Classes(), caught_by=(), disaster=True)
+"""Nothing is wrong, and every run has a disaster."""
 
 VARIANT_SEEDS = 200
 """A known-bad variant must be caught within so many."""
@@ -71,8 +74,10 @@ def many(seeds: Iterable[tuple[int, Variant | None]]) -> dict[str, Any]:
         for what, count in report.counts.items():
             counts[what] = counts.get(what, 0) + count
         if report.complaints:
-            found[str(seed)] = report.complaints
-            print(f"seed {seed}: {report.complaints[0]}", file=sys.stderr, flush=True)
+            # As `--seed` takes it.
+            again = f"{seed} --struck" if variant is STRUCK else str(seed)
+            found[again] = report.complaints
+            print(f"seed {again}: {report.complaints[0]}", file=sys.stderr, flush=True)
     total["cpu_s"] = time.process_time() - began_s
     return {**total, "counts": counts, "found": found}
 
@@ -80,14 +85,16 @@ def many(seeds: Iterable[tuple[int, Variant | None]]) -> dict[str, Any]:
 def spread(arguments: argparse.Namespace) -> dict[str, Any]:
     """`many`, in several processes."""
     share = -(-arguments.seeds // arguments.jobs)
-    processes: list[subprocess.Popen[str]] = []
+    commands: list[list[str]] = []
     for start in range(arguments.start, arguments.start + arguments.seeds, share):
         count = min(share, arguments.start + arguments.seeds - start)
         command = [sys.executable, "-m", "tests.simulation", "--json", "--start", str(start), "--seeds", str(count)]
         command += ["--variant", arguments.variant] if arguments.variant else []
-        command += ["--kept"] if arguments.kept and not processes else []
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-    return summed([json.loads(process.communicate()[0]) for process in processes])
+        command += ["--struck"] if arguments.struck else []
+        command += ["--kept"] if arguments.kept and not commands else []
+        commands.append(command)
+    signal.signal(signal.SIGTERM, leave)
+    return summed([json.loads(output) for output in outputs_of(commands)])
 
 
 def summed(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -142,6 +149,11 @@ def show(seed: int, plan: Plan, report: Report, *, fine: bool) -> None:
     print(f"\nseed {seed}: {report.virtual_s:.1f} s of virtual time, {report.transactions} transactions")
     print("faults:", *[f"  {fault}" for fault in plan.faults], sep="\n")
     print(f"healed at {plan.heal_s} s after the start{f', but for {plan.left_out}' if plan.left_out else ''}")
+    if plan.disaster is not None:
+        print(plan.disaster)
+    if plan.old:
+        stays = f"; {plan.stays_old} is never upgraded" if plan.stays_old else ""
+        print(f"{', '.join(plan.old)} begin with software of the oldest level{stays}")
     print(*(report.complaints or ["nothing was wrong"]), sep="\n")
 
 
@@ -156,6 +168,7 @@ def main() -> int:
     parser.add_argument("--fine", action="store_true")
     parser.add_argument("--shrink", action="store_true")
     parser.add_argument("--variant", choices=list(VARIANTS))
+    parser.add_argument("--struck", action="store_true")
     parser.add_argument("--variants", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -169,7 +182,9 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     gc.disable()
-    variant = VARIANTS[arguments.variant] if arguments.variant else None
+    if arguments.struck and arguments.variant:
+        parser.error("--struck is for code that is not known to be bad")
+    variant = VARIANTS[arguments.variant] if arguments.variant else STRUCK if arguments.struck else None
     if arguments.variants:
         return variants(as_json=arguments.json)
     if arguments.seed is not None:
@@ -187,8 +202,12 @@ def main() -> int:
     began_s = time.monotonic()
     seeds = [(seed, variant) for seed in range(arguments.start, arguments.start + arguments.seeds)]
     if arguments.kept:
-        seeds += [(seed, None) for seed in KEPT] + [(seed, _STRUCK) for seed in KEPT_STRUCK]
-    sums = many(seeds) if arguments.jobs == 1 else spread(arguments)
+        seeds += [(seed, None) for seed in KEPT] + [(seed, STRUCK) for seed in KEPT_STRUCK]
+    try:
+        sums = many(seeds) if arguments.jobs == 1 else spread(arguments)
+    except EndedBadly as error:
+        print(error, file=sys.stderr)
+        return 2
     if arguments.json:
         print(json.dumps(sums))
         return 0

@@ -5,9 +5,18 @@ A run with fewer faults is another run from the first missing one on, so this fi
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, Final
 
 from tests.simulation.faults import Plan
 from tests.simulation.world import Report
+
+_LESS: Final[tuple[dict[str, Any], ...]] = (
+    {"left_out": ""},
+    {"disaster": None},
+    {"old": (), "stays_old": ""},
+    {"stays_old": ""},
+)
+"""What a plan has beside faults, and can be without."""
 
 
 def kinds(report: Report) -> set[str]:
@@ -16,15 +25,17 @@ def kinds(report: Report) -> set[str]:
 
 
 def shrink(plan: Plan, run: Callable[[Plan], Report], *, runs_max: int = 200) -> tuple[Plan, Report]:
-    """A plan with fewer faults on which one of those who complained still does, and its report."""
+    """A plan with less in it on which one of those who complained still does, and its report."""
     report = run(plan)
     wanted = kinds(report)
     runs = 1
-    if plan.left_out:
-        healed = replace(plan, left_out="")
-        tried, runs = run(healed), runs + 1
+    for less in _LESS:
+        simpler = replace(plan, **less)
+        if simpler == plan:
+            continue
+        tried, runs = run(simpler), runs + 1
         if kinds(tried) & wanted:
-            plan, report = healed, tried
+            plan, report = simpler, tried
     size = max(1, len(plan.faults) // 2)
     while runs < runs_max:
         at, shorter = 0, False

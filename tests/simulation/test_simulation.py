@@ -8,14 +8,15 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.simulation.__main__ import KEPT, KEPT_STRUCK, summed
+from tests.simulation.__main__ import KEPT, KEPT_STRUCK, show, summed
 from tests.simulation.checkers import CHECKERS
-from tests.simulation.faults import KINDS, NODES, Fault, Plan, draw
+from tests.simulation.faults import KINDS, NODES, Disaster, Fault, Plan, draw
 from tests.simulation.machines import Machine, SimLoop
 from tests.simulation.shrink import shrink
 from tests.simulation.variants import VARIANTS
@@ -25,6 +26,8 @@ ROOT = Path(__file__).parents[2]
 SEEDS = int(os.environ.get("OUTLAST_SEEDS", "200"))
 SHRUNK = "compaction in place"
 """A variant whose runs end soon, and that takes one fault."""
+STRUCK_SEED = 6
+"""In its run all nodes are lost."""
 LASTS_AT_MOST_S = 900
 """On a machine that has much else to do."""
 
@@ -55,24 +58,31 @@ EFFECTS = (
 )
 
 
-def begun(*arguments: str) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def begun(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """It does not outlive the block."""
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     command = [sys.executable, "-m", "tests.simulation", *arguments]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
 def runs() -> Iterator[dict[str, Any]]:
     """What came of the seeds, and of the variants; all at the same time, for two cores."""
     half = SEEDS // 2
-    processes = {
-        "seeds": begun("--seeds", str(half), "--kept", "--json"),
-        "more seeds": begun("--seeds", str(SEEDS - half), "--start", str(half), "--json"),
-        "variants": begun("--variants", "--json"),
-    }
-    try:
+    with (
+        begun("--seeds", str(half), "--kept", "--json") as seeds,
+        begun("--seeds", str(SEEDS - half), "--start", str(half), "--json") as more,
+        begun("--variants", "--json") as variants_of_it,
+    ):
+        processes = {"seeds": seeds, "more seeds": more, "variants": variants_of_it}
         output = {name: process.communicate(timeout=LASTS_AT_MOST_S) for name, process in processes.items()}
         variants = [json.loads(line) for line in output["variants"][0].splitlines()]
         for name in ("seeds", "more seeds"):
@@ -82,10 +92,6 @@ def runs() -> Iterator[dict[str, Any]]:
             "variants": {each["variant"]: each["caught"] for each in variants},
             "errors": output["variants"][1][-2000:],
         }
-    finally:
-        for process in processes.values():
-            process.kill()
-            process.wait()
 
 
 @pytest.mark.timeout(LASTS_AT_MOST_S)
@@ -116,11 +122,29 @@ def test_every_checker_has_something_to_notice() -> None:
 
 
 @pytest.mark.timeout(LASTS_AT_MOST_S)
-def test_a_seed_is_one_run_byte_for_byte() -> None:
-    processes = [begun("--seed", "3", "--fine") for _ in range(2)]
-    traces = [process.communicate(timeout=LASTS_AT_MOST_S)[0] for process in processes]
-    assert traces[0] == traces[1]
-    assert traces[0].count("\n") > 1000
+@pytest.mark.parametrize("seed", [3, STRUCK_SEED])
+def test_a_seed_is_one_run_byte_for_byte(seed: int) -> None:
+    with begun("--seed", str(seed), "--fine") as one, begun("--seed", str(seed), "--fine") as other:
+        traces = [process.communicate(timeout=LASTS_AT_MOST_S) for process in (one, other)]
+        assert (one.returncode, other.returncode) == (0, 0), traces[0][1][-2000:]
+    assert traces[0][0] == traces[1][0]
+    assert traces[0][0].count("\n") > 1000
+    assert ("DISASTER" in traces[0][0]) == (seed == STRUCK_SEED)
+
+
+def test_a_plan_is_shown_as_a_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = replace(draw(STRUCK_SEED), left_out="n3", old=("n1", "n2"), stays_old="n1")
+    show(
+        0,
+        plan,
+        Report(seed=0, complaints=[], virtual_s=0, transactions=0, committed=0, leaders=0, counts={}),
+        fine=False,
+    )
+    told = capsys.readouterr().out
+    assert all(f"  {fault}\n" in told for fault in plan.faults)
+    assert f"\n{plan.disaster}\n" in told
+    assert "but for n3\n" in told
+    assert "n1, n2 begin with software of the oldest level; n1 is never upgraded\n" in told
 
 
 def test_a_plan_depends_on_its_seed_alone() -> None:
@@ -138,16 +162,18 @@ def test_what_is_not_needed_for_a_failure_is_taken_out() -> None:
         complaints = ["sums: wrong"] if wrong else ["locks: another matter"]
         return Report(seed=0, complaints=complaints, virtual_s=0.0, transactions=0, committed=0, leaders=0, counts={})
 
-    plan, report = shrink(Plan(faults=faults, heal_s=20.0, left_out="n1"), run)
+    disaster = Disaster(at_s=3.0, down_s=1.0, survivor="n2")
+    whole = Plan(faults=faults, heal_s=20.0, left_out="n1", disaster=disaster, old=("n1", "n2"), stays_old="n1")
+    plan, report = shrink(whole, run)
     assert [fault.at_s for fault in plan.faults] == [3, 8]
-    assert not plan.left_out
+    assert replace(plan, faults=()) == Plan(faults=(), heal_s=20.0)
     assert report.complaints == ["sums: wrong"]
     assert len(tried) < 60
 
 
 def test_a_run_that_fails_is_shrunk_to_what_it_takes() -> None:
-    process = begun("--seed", str(VARIANTS[SHRUNK].first), "--variant", SHRUNK, "--shrink")
-    told = process.communicate(timeout=LASTS_AT_MOST_S)[0]
+    with begun("--seed", str(VARIANTS[SHRUNK].first), "--variant", SHRUNK, "--shrink") as process:
+        told = process.communicate(timeout=LASTS_AT_MOST_S)[0]
     plan, _, rest = told.partition("\nfaults:\n")[2].partition("healed at")
     faults = plan.splitlines()
     assert 1 <= len(faults) <= 3, told[-2000:]
