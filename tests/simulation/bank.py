@@ -23,6 +23,7 @@ from participants.resource import Branch, Horizon, State, Work
 from tests.simulation.machines import Machine
 
 OPENING_BALANCE = 100
+USUAL_SYNC_S = (0.0002, 0.005)
 _PRUNED_AT_ONCE = 8
 _LOCK_PATIENCE_S = 1.0
 _STATEMENT_STALLS = 0.1
@@ -54,8 +55,10 @@ class Store:
             "marks": {},
             "horizons": {},
         }
-        self.sync_s = (0.0002, 0.005)
+        self.sync_s = USUAL_SYNC_S
         self.fail_next = 0
+        self.strikes: list[Callable[[], None]] = []
+        """Told of the next syncs that fail."""
         self._writing: list[list[Change]] = []
         self.lost = 0
         self.failed = 0
@@ -72,6 +75,7 @@ class Store:
         if self.fail_next:
             self.fail_next -= 1
             self.failed += 1
+            self.strikes.pop(0)()
             if self.rng.random() < 0.5:
                 self._put(changes)
             raise SyncBroken

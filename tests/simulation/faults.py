@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, replace
+from enum import Enum
 
 NODES = ("n1", "n2", "n3")
 BANKS = ("oak", "elm", "fir")
@@ -28,6 +29,20 @@ class Fault:
         words += [f"for {self.for_s:.3f} s"] if self.for_s else []
         words += [f"size {self.size:.4g}"] if self.size else []
         return " ".join(word for word in words if word)
+
+
+class Miss(Enum):
+    """Why a fault hit nobody, or a disaster did not come."""
+
+    NOBODY = "nobody is there to be hit"
+    NO_CLUSTER = "there is no cluster"
+    NO_LEADER = "nobody leads"
+    NOT_STARTED = "it has not started yet"
+    GONE = "it was gone already"
+    DIED_BEFORE = "it died before that"
+    HEALED = "all was healed before that"
+    NO_BACKUP = "no backup was made"
+    NO_TIME = "the backup took too long"
 
 
 def _node(rng: random.Random) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from tests.simulation.machines import LIFE, Life, Machine, SimLoop
 
 _SYN_AGAIN_S = 0.5
+USUAL_DELAY_S = (0.0002, 0.005)
 
 
 class Internet:
@@ -24,7 +25,7 @@ class Internet:
     def __init__(self, loop: SimLoop, rng: random.Random) -> None:
         self.loop = loop
         self.rng = rng
-        self.delay_s = (0.0002, 0.005)
+        self.delay_s = USUAL_DELAY_S
         self.lose = 0.0
         """Of messages between nodes; TCP sends again, which costs time."""
         self.repeat = 0.0
@@ -62,7 +63,7 @@ class Internet:
     def heal(self) -> None:
         self.cuts.clear()
         self.lose = self.repeat = self.overtake = 0.0
-        self.delay_s = (0.0002, 0.005)
+        self.delay_s = USUAL_DELAY_S
         self.changed()
 
     def changed(self) -> None:

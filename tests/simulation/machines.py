@@ -66,6 +66,8 @@ class Machine:
         self._since = (0.0, 0.0)
         self.wall_offset_ms = 1_700_000_000_000
         self.lives = 0
+        self.began_s = 0.0
+        """When the last one did, by the world's time."""
 
     def local(self, now_s: float) -> float:
         own, true = self._since
@@ -91,6 +93,7 @@ class Machine:
         assert self.life is None
         self.powered = True
         self.lives += 1
+        self.began_s = self.loop.now_s
         self.life = Life(self)
         return self.life
 
@@ -174,7 +177,7 @@ class SimLoop(asyncio.BaseEventLoop):
     def judge(self, life: Life | None) -> None:
         """Tasks of this life (None: of nobody's) that an exception has ended, and nobody has looked: `errors`.
 
-        Who is about to look, but has not had its turn yet, would have.
+        Who is about to look, but has not had its turn yet, or gathers several, would have.
         """
         tasks = self._tasks if life is None else life.tasks
         failed: list[Any] = [task for task in tasks if task.done() and task._log_traceback]  # type: ignore[attr-defined]
@@ -182,6 +185,8 @@ class SimLoop(asyncio.BaseEventLoop):
             return
         handles = [*self._ready, *(life.machine.deferred if life is not None else ())]
         told = {id(one) for handle in handles for one in handle._args or ()}  # type: ignore[attr-defined]
+        gathers: list[Any] = [task._fut_waiter for task in tasks if not task.done()]  # type: ignore[attr-defined]
+        told |= {id(one) for gathering in gathers for one in getattr(gathering, "_children", ())}
         who = "?" if life is None else life.machine.name
         for task in failed:
             error = task.exception()

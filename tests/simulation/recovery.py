@@ -18,7 +18,7 @@ from coordinator.config import NodeConfig
 from coordinator.copies import CopyReader
 from coordinator.ledger import Ledger
 from tests.simulation.clients import API_PORT
-from tests.simulation.faults import NODES, Disaster
+from tests.simulation.faults import NODES, Disaster, Miss
 from tests.simulation.http import NoAnswer, call
 from tests.simulation.pumps import InstantPump
 
@@ -47,14 +47,17 @@ class Recovery:
                 await asyncio.sleep(_LOOK_S)
             if not backup.done():
                 backup.cancel()
-                world.net.count("disasters that came before the backup was made")
+                world.net.count("disasters that did not come: no backup was made")
+                world.hear("struck", disaster, Miss.NO_BACKUP)
                 return
             self._copy = backup.result()
         await self._until(disaster.at_s)
         if world.injector.healed or self._left_s() < disaster.down_s:
-            world.net.count("disasters that came before the backup was made")
+            world.net.count("disasters that did not come: the backup took too long")
+            world.hear("struck", disaster, Miss.NO_TIME)
             return
         world.is_down = world.recovering = True
+        world.hear("struck", disaster, None)
         world.note("world", f"DISASTER {disaster}")
         for name in NODES:
             world.end(name, power=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from coordinator.facts import Applied, Verdict
 from coordinator.ledger import Ledger
+from coordinator.lost import EPOCH_MARGIN
 from coordinator.protocol.entries import Ended
 from coordinator.protocol.messages import Gid
 from coordinator.protocol.transaction import Branch, Decision, Transaction
@@ -38,11 +39,15 @@ def test_what_had_ended_holds_floors_again_when_the_copy_holds_it_unfinished() -
     assert checker.complaints == []
 
     copy = Ledger("sim")
+    copy.epoch = GID.epoch
     copy.unfinished[GID.number] = DECIDED
     checker.anew(SimpleNamespace(), copy)
-    checker.bank_changed(told(GID.number + 2))
+    checker.bank_changed(told(GID.number + 2))  # by the old cluster, before it was lost
+    assert checker.complaints == []
+    newer = Gid("sim", GID.epoch + EPOCH_MARGIN + 1, 0).number
+    checker.bank_changed(told(newer))
     assert [complaint.partition(" is below")[0] for complaint in checker.complaints] == [f"floors: {GID}"]
 
     checker.applied("n1", ended)
-    checker.bank_changed(told(GID.number + 3))
+    checker.bank_changed(told(newer + 1))
     assert len(checker.complaints) == 1

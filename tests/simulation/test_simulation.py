@@ -28,6 +28,8 @@ SHRUNK = "compaction in place"
 """A variant whose runs end soon, and that takes one fault."""
 STRUCK_SEED = 6
 """In its run all nodes are lost."""
+MISS_AT_MOST = 1 / 3
+"""Of the faults of each kind, and of the disasters, those that hit nobody: most when they come to lost clusters."""
 LASTS_AT_MOST_S = 900
 """On a machine that has much else to do."""
 
@@ -55,6 +57,7 @@ EFFECTS = (
     "tcp segment sent again",
     "torn writes",
     "unsynced batches of banks lost",
+    "writes that found no room",
 )
 
 
@@ -101,10 +104,19 @@ def test_nothing_is_wrong_under_any_faults(runs: dict[str, Any]) -> None:
     assert runs["seeds"]["seeds"] == SEEDS + len(KEPT) + len(KEPT_STRUCK)
 
 
+def summed_where(counts: dict[str, int], start: str, end: str = "") -> int:
+    return sum(count for what, count in counts.items() if what.startswith(start) and what.endswith(end))
+
+
 @pytest.mark.timeout(LASTS_AT_MOST_S)
 def test_the_disasters_happen(runs: dict[str, Any]) -> None:
     counts = runs["seeds"]["counts"]
     assert [effect for effect in (*EFFECTS, *[f"fault: {kind}" for kind in KINDS]) if not counts.get(effect)] == []
+    for kind in KINDS:
+        missed = summed_where(counts, "missed, ", f": {kind}")
+        assert missed < MISS_AT_MOST * (missed + counts[f"fault: {kind}"]), (kind, counts)
+    missed = summed_where(counts, "disasters that did not come")
+    assert missed < MISS_AT_MOST * (missed + summed_where(counts, "disasters after which")), counts
     assert runs["seeds"]["leaders"] > 2 * SEEDS
     assert runs["seeds"]["committed"] > 20 * SEEDS
     assert runs["seeds"]["transactions"] > runs["seeds"]["committed"] + SEEDS
@@ -243,7 +255,8 @@ def test_nothing_ends_badly_unheard(loop: SimLoop) -> None:
     assert [error.partition(":")[0] for error in loop.errors] == ["n1", "?"]
 
 
-def test_who_was_about_to_hear_of_an_end_would_have(loop: SimLoop) -> None:
+@pytest.mark.parametrize("gathers", [False, True])
+def test_who_was_about_to_hear_of_an_end_would_have(loop: SimLoop, *, gathers: bool) -> None:
     machine = Machine(loop, "n1", "127.0.0.1")
 
     async def stumble() -> None:
@@ -252,12 +265,16 @@ def test_who_was_about_to_hear_of_an_end_would_have(loop: SimLoop) -> None:
 
     async def cares() -> None:
         task = loop.create_task(stumble())
-        task.add_done_callback(lambda _: machine.end(power=True))
+        if not gathers:
+            task.add_done_callback(lambda _: machine.end(power=True))
+        else:
+            loop.call_later(1.5, lambda: machine.end(power=True))
+            await asyncio.gather(task, asyncio.sleep(2), return_exceptions=True)
         with contextlib.suppress(KeyError):
             await task
 
     loop.create_task(cares(), context=machine.begin().context)
-    passed(loop, 2.0)
+    passed(loop, 3.0)
     assert machine.life is None
     assert loop.errors == []
 

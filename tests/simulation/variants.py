@@ -30,6 +30,7 @@ from tests.model.variants import NoFence
 from tests.simulation.bank import Bank
 from tests.simulation.faults import (
     Fault,
+    Miss,
     Plan,
     bank_dies_on_a_slow_disk,
     blackout_in_an_election,
@@ -43,7 +44,8 @@ from tests.simulation.faults import (
     leader_forgets_alone,
     struck,
 )
-from tests.simulation.injection import Injector
+from tests.simulation.injection import Injector, Tell
+from tests.simulation.recovery import Recovery
 from tests.simulation.replicas import (
     ForgetfulRaftLog,
     HastyRaftLog,
@@ -326,6 +328,30 @@ class NothingPauses(Injector):
             super()._happen(fault)
 
 
+class HitsNobody(Injector):
+    """Some miss, and are said to have had no chance."""
+
+    def inject(self, fault: Fault, who: str, tell: Tell) -> None:
+        if fault.kind == "snapshot":
+            tell(Miss.NOT_STARTED)
+        else:
+            super().inject(fault, who, tell)
+
+
+class NothingIsLost(Recovery):
+    """The disaster does not come, and nobody says so."""
+
+    async def run(self) -> None:
+        pass
+
+
+class CannotReadCopies(Recovery):
+    """It ends by an exception before anything is lost."""
+
+    async def _until(self, at_s: float) -> None:
+        raise KeyError("a defect of a recovery")
+
+
 # ------------------------------------------------------------------------------------------------ where they show
 
 
@@ -473,6 +499,18 @@ VARIANTS: Mapping[str, Variant] = {
         caught_by=("defect",),
         says="ended: KeyError('a defect of a stop')",
         often=("restart",),
+    ),
+    "a recovery fails": Variant(
+        classes=Classes(recovery=CannotReadCopies),
+        caught_by=("defect",),
+        says="ended: KeyError('a defect of a recovery')",
+        disaster=True,
+    ),
+    "a disaster is left out": Variant(
+        classes=Classes(recovery=NothingIsLost), caught_by=("fired",), says="disaster", disaster=True
+    ),
+    "a fault misses": Variant(
+        classes=Classes(injector=HitsNobody), caught_by=("fired",), says="it is not so that", often=("snapshot",)
     ),
     "a fault is left out": Variant(classes=Classes(injector=NothingPauses), caught_by=("fired",), often=("pause",)),
 }

@@ -1,5 +1,7 @@
 """Real classes that tell the checkers what they do, and change nothing."""
 
+import errno
+from collections.abc import Callable
 from typing import Any
 
 from cluster.replication.raft_journal import RaftJournal
@@ -7,6 +9,7 @@ from cluster.replication.raft_log import RaftLog
 from coordinator.facts import Applied
 from coordinator.ledger import Ledger
 from coordinator.node import Node
+from tests.simulation.bank import USUAL_SYNC_S
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.machines import LIFE, SimLoop
 
@@ -93,13 +96,15 @@ class NodeDisk(SimulatedDisk):
     crash_power = True
     was_lost = False
     down_s = 1.0
-    sync_s = (0.0002, 0.005)
+    sync_s = USUAL_SYNC_S
 
     def __init__(self, world: Any, node: str, rng: Any) -> None:
         super().__init__(rng, where=f"/{node}")
         self._world = world
         self._node = node
         self.torn = 0
+        self.strikes: dict[int, Callable[[], None]] = {}
+        """By the number of a call in which it is to die, or that is to fail: who is told when that happens."""
 
     def replaced(self) -> None:
         """Another one, with nothing on it."""
@@ -117,9 +122,16 @@ class NodeDisk(SimulatedDisk):
         self.history.clear()
         if self._world.tracing:
             self._world.note(self._node, f"disk {what} {name}", fine=True)
-        dies = self.calls + 1 == self.crash_at and not self._dead
+        number = self.calls + 1
+        dies = number == self.crash_at and not self._dead
+        if self.strikes and not self._dead and (dies or number in self.fail_at):
+            self.strikes.pop(number)()
         try:
             super().call(what, name, effect, partly)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                self._world.net.count("writes that found no room")
+            raise
         finally:
             if dies:
                 self.torn += what == "write"

@@ -79,6 +79,7 @@ class Classes:
     node: type[Node] = Node
     bank: type[Bank] = Bank
     injector: type[Injector] = Injector
+    recovery: type[Recovery] = Recovery
 
 
 @dataclass(kw_only=True)
@@ -184,7 +185,8 @@ class World:
         for checker in self.checkers:
             checker.now_s = now_s
         if what == "injected":
-            self.net.count(f"fault: {about[0].kind}")
+            fault, _, missed = about
+            self.net.count(f"fault: {fault.kind}" if missed is None else f"missed, {missed.value}: {fault.kind}")
         elif what == "restored":
             self.net.count("states from a snapshot")
         for listener in listeners:
@@ -338,21 +340,24 @@ class World:
                 leading.append((leadership.term, name))
         return max(leading)[1] if leading else None
 
-    def transfer(self, name: str) -> None:
+    def transfer(self, name: str) -> bool:
+        """Leadership is to be handed over; False: this node does not lead."""
         life, node = self.machines[name].life, self.nodes.get(name)
         if life is None or node is None:
-            return
+            return False
+        leads = self.leader() == name
 
         async def hand_over() -> None:
             self.note(name, f"leadership handed over: {await node.log.transfer()}")
 
         self.loop.create_task(hand_over(), context=life.context)
+        return leads
 
-    def restart(self, name: str, down_s: float) -> None:
-        """A graceful stop, and a start later."""
+    def restart(self, name: str, down_s: float) -> bool:
+        """A graceful stop, and a start later; False: there is nothing to be stopped."""
         life, node = self.machines[name].life, self.nodes.get(name)
         if life is None or node is None:
-            return
+            return False
 
         async def stop() -> None:
             await node.stop()
@@ -368,6 +373,7 @@ class World:
         self.note(name, "is asked to stop")
         self.loop.create_task(stop(), context=life.context)
         self.loop.call_later(_RESTART_WITHIN_S, too_slow)
+        return True
 
     def upgrade(self, name: str, down_s: float, *, gracefully: bool) -> None:
         """It gets the newest software, with its next start, which is soon."""
@@ -378,22 +384,29 @@ class World:
             self.end(name, power=False)
             self.injector.starts_later(name, down_s)
 
-    def snapshot(self, name: str) -> None:
-        """As if much had been applied since the last one."""
+    def replica(self, name: str) -> Any:
+        """The node's, as it lives now; None: there is none (yet)."""
         node = self.nodes.get(name)
         log: Any = None if node is None else node.log
-        if log is not None and log._replica is not None:
-            log._replica.applied_bytes = 2**40
+        return None if log is None else log._replica
 
-    def vanish(self, name: str, for_s: float) -> None:
-        """A client is gone in the middle of whatever it does; later it begins something else."""
+    def snapshot(self, name: str) -> bool:
+        """As if much had been applied since the last one; False: nothing can have been."""
+        replica = self.replica(name)
+        if replica is not None:
+            replica.applied_bytes = 2**40
+        return replica is not None
+
+    def vanish(self, name: str, for_s: float) -> bool:
+        """A client is gone in the middle of whatever it does; later it begins something else. False: it was gone."""
         machine = self.machines[name]
         if machine.life is None:
-            return
+            return False
         life = machine.life
         machine.end(power=False)
         self.tcp.ended(life, power=False)
         self.loop.call_later(for_s, self._run_client, name)
+        return True
 
     def dies_by_itself(self, client: str, for_s: float) -> None:
         """As `vanish`, from within its life."""
@@ -419,7 +432,7 @@ class World:
             self._run_client(name)
         self.injector.schedule(self.loop.now_s)
         if self.plan.disaster is not None:
-            self.loop.create_task(Recovery(self, self.plan.disaster, self.loop.now_s).run())
+            self.loop.create_task(self.classes.recovery(self, self.plan.disaster, self.loop.now_s).run())
         await self._until(self.loop.now_s + self.plan.heal_s)
         self._heal()
         await self._rest()
@@ -513,7 +526,7 @@ class World:
             unfinished = self.nodes[name].ledger.unfinished
             if unfinished:
                 return f"{len(unfinished)} transactions have not ended on {name}"
-        replicas: list[Any] = [self.nodes[name].log._replica for name in up]  # type: ignore[attr-defined]
+        replicas = [self.replica(name) for name in up]
         if None in replicas:
             return "a node has not started yet"
         applied = {replica.applied_index for replica in replicas}

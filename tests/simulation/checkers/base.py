@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from coordinator.facts import Applied
     from coordinator.ledger import Ledger
     from tests.simulation.bank import Bank
-    from tests.simulation.faults import Fault
+    from tests.simulation.faults import Disaster, Fault, Miss
     from tests.simulation.world import World
 
 
@@ -87,8 +87,11 @@ class Checker:
     def starts(self, world: "World") -> None:
         """A world begins."""
 
-    def injected(self, fault: "Fault") -> None:
-        """A fault has happened."""
+    def injected(self, fault: "Fault", who: str, missed: "Miss | None") -> None:
+        """A fault has hit `who`, or has missed them."""
+
+    def struck(self, disaster: "Disaster", missed: "Miss | None") -> None:
+        """All nodes are lost, or were to be and are not."""
 
     def look(self, world: "World") -> None:
         """Some time has passed."""

@@ -7,6 +7,7 @@ application may enlist any participant as long as its transaction is active.
 from typing import TYPE_CHECKING
 
 from coordinator.facts import Verdict
+from coordinator.lost import EPOCH_MARGIN, first_of
 from coordinator.protocol.entries import Reconciled
 from coordinator.protocol.messages import Gid
 from tests.simulation.checkers.base import Checker
@@ -33,11 +34,14 @@ class FloorsHold(Checker):
         """By its number, whom an unfinished transaction names; None: it may come to name anybody."""
         self._closed: set[int] = set()
         self._heard: dict[str, int] = {}
+        self._told_from = 0
+        """The least floor that can come from the cluster that is there now: one that is lost knew nothing better."""
 
     def anew(self, world: "World", copy: "Ledger") -> None:
         # Whatever became of it later: what the copy holds unfinished is so again, as it was.
         self._open = {number: _named(txn) for number, txn in copy.unfinished.items()}
         self._closed -= self._open.keys()
+        self._told_from = first_of(copy.epoch + EPOCH_MARGIN)
 
     def applied(self, node: str, result: "Applied") -> None:
         txn, entry = result.txn, result.entry
@@ -62,6 +66,8 @@ class FloorsHold(Checker):
             if horizon.floor == self._heard.get(bank.name):
                 continue
             self._heard[bank.name] = horizon.floor
+            if horizon.floor < self._told_from:
+                continue
             for number, names in self._open.items():
                 if number < horizon.floor and (names is None or bank.name in names):
                     is_active = " is active, and" if names is None else ""
