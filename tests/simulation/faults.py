@@ -207,6 +207,13 @@ def late_messages(rng: random.Random, at_s: float) -> list[Fault]:
     return [slow, lossy, Fault(at_s=at_s + rng.uniform(0.3, 1.5), kind="kill", who=LEADER, for_s=0.5)]
 
 
+def refused_while_late(rng: random.Random, at_s: float) -> list[Fault]:
+    """One votes no at once, and the abort overtakes what asks another for its vote."""
+    slow = Fault(at_s=at_s, kind="slow network", for_s=2.5, size=rng.choice((0.3, 0.8)))
+    lossy = Fault(at_s=at_s, kind="lossy network", for_s=2.5, size=0.3)
+    return [slow, lossy, *[Fault(at_s=at_s, kind="refuses", who=bank, for_s=2.5, size=0.4) for bank in BANKS]]
+
+
 COMBINED = (
     leader_forgets_alone,
     late_messages,

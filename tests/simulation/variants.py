@@ -40,8 +40,8 @@ from tests.simulation.faults import (
     drawn,
     drawn_disaster,
     in_order,
-    late_messages,
     leader_forgets_alone,
+    refused_while_late,
     struck,
 )
 from tests.simulation.injection import Injector, Tell
@@ -398,19 +398,19 @@ VARIANTS: Mapping[str, Variant] = {
         often=("isolate", "cut", "isolate", "slow network"),
     ),
     "acknowledges before the sync": Variant(
-        first=10,
+        first=2,
         classes=Classes(log=HastyRaftLog),
         caught_by=("leader completeness", "same history"),
         often=(blackout_on_slow_disks,),
     ),
     "a leader counts itself before its sync": Variant(
-        first=9,
+        first=5,
         classes=Classes(log=VainRaftLog),
         caught_by=("leader completeness",),
         often=(leader_forgets_alone, leader_forgets_alone),
     ),
     "votes before the sync": Variant(
-        first=3,
+        first=5,
         classes=Classes(log=ForgetfulRaftLog),
         caught_by=("election safety",),
         often=(blackout_in_an_election, blackout_in_an_election),
@@ -425,7 +425,7 @@ VARIANTS: Mapping[str, Variant] = {
         classes=Classes(log=HeedlessRaftLog), caught_by=("defect",), often=("kill", "power cut")
     ),
     "no epochs": Variant(
-        first=47,
+        first=3,
         classes=Classes(node=_node(_ledger_type=NoEpochs), log=ForwardingLog),
         caught_by=("keys",),
         often=(deposed_again_and_again,) * 6,
@@ -443,7 +443,7 @@ VARIANTS: Mapping[str, Variant] = {
         often=(deposed_on_slow_disks, deposed_on_slow_disks),
     ),
     "an application is taken at its word": Variant(
-        first=10, classes=Classes(node=_node(_driver_type=TakesTheWord)), caught_by=("atomicity",)
+        first=2, classes=Classes(node=_node(_driver_type=TakesTheWord)), caught_by=("atomicity",)
     ),
     "floors rise above active transactions": Variant(
         classes=Classes(node=_node(_driver_type=NothingHoldsFloors)), caught_by=("floors",)
@@ -464,7 +464,7 @@ VARIANTS: Mapping[str, Variant] = {
         often=("kill", "isolate"),
     ),
     "keys are not in snapshots": Variant(
-        first=2,
+        first=12,
         classes=Classes(node=_node(_ledger_type=SnapshotsWithoutKeys)),
         caught_by=("keys",),
         often=("kill", "restart", "snapshot", "slow network"),
@@ -473,7 +473,10 @@ VARIANTS: Mapping[str, Variant] = {
         classes=Classes(node=_node(_ledger_type=JudgesKeysEarly)), caught_by=("keys",), often=("isolate", "kill")
     ),
     "no tombstones": Variant(
-        first=7, classes=Classes(bank=NoTombstones), caught_by=("locks",), often=(late_messages, late_messages)
+        first=21,
+        classes=Classes(bank=NoTombstones),
+        caught_by=("locks",),
+        often=(refused_while_late, refused_while_late),
     ),
     "late prepares are let in": Variant(first=1, classes=Classes(bank=LetsInLatePrepares), caught_by=("locks",)),
     "a participant votes before its sync": Variant(
