@@ -24,8 +24,8 @@ from tests.simulation.world import Report
 
 ROOT = Path(__file__).parents[2]
 SEEDS = int(os.environ.get("OUTLAST_SEEDS", "200"))
-SHRUNK = "compaction in place"
-"""A variant whose runs end soon, and that takes one fault."""
+SHRUNK = "a stop fails"
+"""A variant that takes one fault, in whatever run."""
 STRUCK_SEED = 6
 """In its run all nodes are lost."""
 MISS_AT_MOST = 1 / 3

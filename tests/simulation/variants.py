@@ -404,19 +404,19 @@ VARIANTS: Mapping[str, Variant] = {
         often=(blackout_on_slow_disks,),
     ),
     "a leader counts itself before its sync": Variant(
-        first=5,
+        first=0,
         classes=Classes(log=VainRaftLog),
         caught_by=("leader completeness",),
         often=(leader_forgets_alone, leader_forgets_alone),
     ),
     "votes before the sync": Variant(
-        first=5,
+        first=3,
         classes=Classes(log=ForgetfulRaftLog),
         caught_by=("election safety",),
         often=(blackout_in_an_election, blackout_in_an_election),
     ),
     "compaction in place": Variant(
-        first=2,
+        first=4,
         classes=Classes(journal=CompactsInPlace),
         caught_by=("defect",),
         often=("power cut", "snapshot", "blackout"),
@@ -437,13 +437,13 @@ VARIANTS: Mapping[str, Variant] = {
         often=("kill", "pause", "slow network"),
     ),
     "answers from votes": Variant(
-        first=3,
+        first=2,
         classes=Classes(node=_node(_driver_type=AnswersFromVotes)),
         caught_by=("outcomes",),
         often=(deposed_on_slow_disks, deposed_on_slow_disks),
     ),
     "an application is taken at its word": Variant(
-        first=2, classes=Classes(node=_node(_driver_type=TakesTheWord)), caught_by=("atomicity",)
+        first=4, classes=Classes(node=_node(_driver_type=TakesTheWord)), caught_by=("atomicity",)
     ),
     "floors rise above active transactions": Variant(
         classes=Classes(node=_node(_driver_type=NothingHoldsFloors)), caught_by=("floors",)
@@ -452,7 +452,7 @@ VARIANTS: Mapping[str, Variant] = {
         first=8, classes=Classes(node=_node(_driver_type=WaitsForNobody)), caught_by=("levels",)
     ),
     "recovered, and nobody is asked": Variant(
-        first=1,
+        first=6,
         classes=Classes(node=_node(_ledger_type=AsksNobody)),
         caught_by=("outcomes",),
         disaster=True,
@@ -464,7 +464,7 @@ VARIANTS: Mapping[str, Variant] = {
         often=("kill", "isolate"),
     ),
     "keys are not in snapshots": Variant(
-        first=12,
+        first=11,
         classes=Classes(node=_node(_ledger_type=SnapshotsWithoutKeys)),
         caught_by=("keys",),
         often=("kill", "restart", "snapshot", "slow network"),
@@ -473,12 +473,12 @@ VARIANTS: Mapping[str, Variant] = {
         classes=Classes(node=_node(_ledger_type=JudgesKeysEarly)), caught_by=("keys",), often=("isolate", "kill")
     ),
     "no tombstones": Variant(
-        first=21,
+        first=30,
         classes=Classes(bank=NoTombstones),
         caught_by=("locks",),
         often=(refused_while_late, refused_while_late),
     ),
-    "late prepares are let in": Variant(first=1, classes=Classes(bank=LetsInLatePrepares), caught_by=("locks",)),
+    "late prepares are let in": Variant(first=2, classes=Classes(bank=LetsInLatePrepares), caught_by=("locks",)),
     "a participant votes before its sync": Variant(
         first=1,
         classes=Classes(bank=VotesBeforeSync),
@@ -498,6 +498,7 @@ VARIANTS: Mapping[str, Variant] = {
         classes=Classes(log=Stumbles), caught_by=("defect",), says="must stop [KeyError('a defect of a turn')]"
     ),
     "a stop fails": Variant(
+        first=1,
         classes=Classes(node=TripsAtTheEnd),
         caught_by=("defect",),
         says="ended: KeyError('a defect of a stop')",
