@@ -645,6 +645,37 @@ async def test_the_manual_s_queries_show_what_they_should(bench):
     assert (await bench.sql(rows))[0]["count"] == 1
 
 
+async def test_what_stays_prepared_keeps_the_database_and_new_logical_slots_from_being_dropped_and_made():
+    server = PostgresServer(server_folder("outlast-pg-"), settings={"wal_level": "logical"})
+    try:
+        await server.start()
+        dsn = await server.create_database("leaving")
+        owner = await asyncpg.connect(server.dsn())
+        async with bench_on(dsn) as bench:
+            gid = bench.gid()
+            await bench.prepare(gid)
+        assert await owner.fetchval("SELECT count(*) FROM pg_prepared_xacts") == 0, "the bench leaves nothing"
+        bench = PostgresBench(dsn)
+        await bench.enlist(gid, "b", "ann", 1)
+        with pytest.raises(asyncpg.ObjectInUseError) as denied:
+            await owner.execute("DROP DATABASE leaving")
+        assert "prepared transaction" in denied.value.detail
+        slot = "SELECT pg_create_logical_replication_slot('slot', 'pgoutput')"
+        await owner.execute("SET statement_timeout = '300ms'")
+        with pytest.raises(asyncpg.QueryCanceledError):
+            await owner.execute(slot)
+        finisher = await asyncpg.connect(dsn)
+        await finisher.execute(f"ROLLBACK PREPARED '{prepared_name(gid)}'")
+        await finisher.close()
+        await owner.execute("SET statement_timeout = 0")
+        await owner.execute(slot)
+        await owner.execute("DROP DATABASE leaving")
+        await owner.close()
+    finally:
+        await server.stop()
+        server.remove()
+
+
 # ------------------------------------------------------------------------------------------------ the start
 
 
