@@ -1,8 +1,9 @@
 """Several processes at the same time, none of which outlives the call."""
 
+import contextlib
 import subprocess
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import NoReturn
 
 
@@ -12,21 +13,22 @@ class EndedBadly(Exception):
 
 def outputs_of(commands: Sequence[Sequence[str]]) -> list[str]:
     """What each of them prints, once all have ended well. Raises `EndedBadly` as soon as one has not."""
-    processes: list[subprocess.Popen[str]] = []
-    with ThreadPoolExecutor(len(commands)) as threads:
-        try:
-            processes += [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
-            heard = {threads.submit(process.communicate): process for process in processes}
-            for each in as_completed(heard):
-                each.result()
-                process = heard[each]
-                if process.returncode:
-                    raise EndedBadly(f"ended with {process.returncode}: {subprocess.list2cmdline(process.args)}")  # type: ignore[arg-type]
-            return [each.result()[0] for each in heard]
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
+    heard: dict[Future[tuple[str, str]], subprocess.Popen[str]] = {}
+    with ThreadPoolExecutor(len(commands)) as threads, contextlib.ExitStack() as ends:
+        for command in commands:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            ends.callback(_end, process)
+            heard[threads.submit(process.communicate)] = process
+        for each in as_completed(heard):
+            each.result()
+            if heard[each].returncode:
+                raise EndedBadly(f"ended with {heard[each].returncode}: {heard[each].args}")
+        return [each.result()[0] for each in heard]
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
 
 
 def leave(*_: object) -> NoReturn:

@@ -47,6 +47,12 @@ def test_when_one_ends_badly_none_is_left(tmp_path: Path) -> None:
         os.kill(int(mark.read_text()), 0)
 
 
+def test_when_one_cannot_start_none_is_left(tmp_path: Path) -> None:
+    began = [[sys.executable, "-c", LEAVES_A_MARK, str(tmp_path / "mark")], [str(tmp_path / "no such program")]]
+    with pytest.raises(FileNotFoundError):
+        outputs_of(began)  # which waits for the first one, and that would take minutes
+
+
 def test_whoever_is_told_to_end_leaves_none_behind() -> None:
     command = [sys.executable, "-c", RUNS_ONE, SAYS_SO_AND_STAYS]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
