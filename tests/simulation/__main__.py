@@ -32,7 +32,7 @@ KEPT = {
     40: "what an application did was over since the copy was made, and was called aborted after it was committed",
     693: "an alarm about a branch that had ended: its ack was lost, and then its cluster",
     308374: "aiohttp's own traceback, as an answer was ready when the node that stops had given up waiting for it",
-    204737: "a request that was passed on as the node stopped ended in a traceback",
+    14528: "a request that was passed on as the node stopped ended in a traceback",
     100836: "an alarm of a leader that was deposed without knowing it, about the epoch of its own successor",
     100620: "a traceback of asyncio's about an answer for somebody who was gone, as the node stopped",
 }
