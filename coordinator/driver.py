@@ -13,7 +13,7 @@ what `owed` says, note what is heard in the tally, propose what `decide` wishes.
 Nothing here decides. What is proposed is a wish; what is performed comes from applied state; and the rules for both are
 in `coordinator.protocol`.
 
-Group commit: entries that wait are proposed together as one command. While `COMMANDS_UNDER_WAY` commands are on their
+Group commit: entries that wait are proposed together as one command. While `COMMANDS_UNDER_WAY` of them are on their
 way through the log, what arrives waits and becomes the next one.
 """
 
@@ -82,8 +82,9 @@ from coordinator.waiting import Waiting, waiting_for
 
 _log = logging.getLogger(__name__)
 
-COMMANDS_UNDER_WAY: Final = 4
-"""Commands in the log at once. One would make each wait a whole round; many would make them small."""
+COMMANDS_UNDER_WAY: Final = 1
+"""Commands in the log at once. The log sends a follower what is new when it has answered what it was sent before. So a
+second command would hardly arrive sooner than as a part of the next one, and costs every node as much as the first."""
 
 ENDED_WAITS_S: Final = 0.05
 """How long an `Ended` may wait for company. Nobody waits for it, so it travels with the next entry that somebody does
