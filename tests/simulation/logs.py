@@ -12,7 +12,7 @@ from tests.simulation.machines import LIFE
 _ROOTS: Final = ("coordinator", "cluster", "participants", "aiohttp", "asyncio")
 
 _EXPLAINED: Final = re.compile(
-    r"this node must stop|takes no part until there is room|no room (for a snapshot|in /)"
+    r"this node must stop|takes no part until there is room|no room (for a snapshot|in /|to note)"
     r"|the journal has failed; this process must end|closed a journal that has failed"
     r"|^a batch of \d+ is unknown|^/(prepare|commit|abort|batch|branches): "
 )
