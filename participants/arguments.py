@@ -20,7 +20,7 @@ from participants.sqlite import SchemaUnfit
 DSN_VARIABLE: Final = "OUTLAST_DSN"
 """Names the database when no argument does."""
 
-_PASSWORD: Final = re.compile(r"^[^:]*://[^/@]*:[^@]+@|[?&]?\bpassword=", re.IGNORECASE)
+_PASSWORD: Final = re.compile(r"^[^:]*://[^/@]*:[^@]+@|\b(?:ssl)?password=", re.IGNORECASE)
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:

@@ -82,6 +82,7 @@ def test_a_password_stays_out_of_the_list_of_processes(tmp_path, monkeypatch):
         "postgresql://ann:secret@db/shop",
         "postgresql://ann@db/shop?password=secret",
         "password=secret host=x",
+        "postgresql://ann@db/shop?sslkey=k&sslpassword=secret",
     ):
         with pytest.raises(SettingsError, match="--dsn-file") as caught:
             read_dsn(dsn, None)
