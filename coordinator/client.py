@@ -130,6 +130,9 @@ MAX_KEY: Final = 255
 BACKOFF_MIN_S: Final = 0.05
 BACKOFF_MAX_S: Final = 1.0
 
+_LEAST_TRY_S: Final = 0.1
+"""A try gets so long at least, and none is begun with less time left: it would tell nothing, and hide what is known."""
+
 _CONNECT_TIMEOUT_S: Final = 1.0
 _ANSWER_MARGIN_S: Final = 1.0
 """A node is asked to answer this much before the try is given up: what is late is then not slow, but hanging."""
@@ -494,7 +497,7 @@ class Client:
             left_s = until_s - loop.time()
             try:
                 answer = await self._try(
-                    node, method, path, data, headers, max(0.001, min(left_s, self._try_timeout_s))
+                    node, method, path, data, headers, min(self._try_timeout_s, max(left_s, _LEAST_TRY_S))
                 )
                 if answer.status >= 400:
                     if answer.code == "not_found" and gone_is_done:
@@ -521,7 +524,7 @@ class Client:
                 pause_s = 0.0  # another node may do at once what this one cannot
             elif answer_again_s is not None:
                 pause_s = max(pause_s, min(answer_again_s, BACKOFF_MAX_S))
-            if loop.time() + pause_s >= until_s:
+            if loop.time() + pause_s + _LEAST_TRY_S > until_s:
                 raise _gave_up(failed, method, path, perhaps_done=perhaps_done, key=key, gid=gid) from failed
             await self._sleep(pause_s)
 
