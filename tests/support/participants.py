@@ -139,6 +139,8 @@ class ScriptedParticipant:
         self.cut()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        for _, writer in self._streams:
+            writer.close()  # a task that is cancelled before it began has not
         self._server = None
 
     def cut(self) -> None:

@@ -156,6 +156,9 @@ async def wire(pki: Pki) -> AsyncIterator[Wire]:
         yield wire
         for node in list(wire.nodes):
             await wire.stop(node)
+        # What was accepted in this very moment is closed by tasks that would not begin any more with the loop gone.
+        if accepting := [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]:
+            await asyncio.wait(accepting, timeout=5)
 
 
 async def test_nodes_speak_tls_and_are_heard(wire: Wire) -> None:
