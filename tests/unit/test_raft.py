@@ -386,9 +386,9 @@ def test_what_a_tick_leaves_to_apply_is_no_backlog() -> None:
         assert node.transport.handlers is not None
         node.transport.handlers.refused("n2")
         assert len(node.machine.commands) == 0
-        await asyncio.sleep(0.1)
+        # Virtual time, and less of it than an election timeout.
+        await eventually(lambda: node.transport.said("request_vote"), within_s=0.1)
         assert len(node.machine.commands) == 500
-        assert node.transport.said("request_vote")
 
     alone(scenario, journal=journal, apply_entries_max=100)
 
