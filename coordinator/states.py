@@ -146,7 +146,7 @@ def restore_rows(
 
     bounds: of a copy, in which nothing is taken that a ledger would not write.
     """
-    last = next(reversed(table), -1)
+    last = table.highest
     for number, row in rows:
         if type(number) is not int or not last < number < _NUMBERS:
             raise Malformed("something else where the next number should be")
