@@ -64,9 +64,15 @@ class Identity(NamedTuple):
 
     @property
     def paused(self) -> bool:
-        """Whether it is stopped by SIGSTOP."""
-        stat = _stat(self.pid)
-        return stat is not None and stat == ("T", self.started)
+        """Whether it is stopped by SIGSTOP, with every thread: one after the other they stand still."""
+        if not self.alive:
+            return False
+        try:
+            threads = [_stat(f"{self.pid}/task/{thread}") for thread in os.listdir(f"/proc/{self.pid}/task")]
+        except FileNotFoundError:
+            return False
+        # One that has just ended has no state.
+        return all(stat is None or stat[0] == "T" for stat in threads) and self.alive
 
     def signal(self, number: signal.Signals) -> bool:
         """Send it a signal; False when it is gone."""
@@ -79,10 +85,10 @@ class Identity(NamedTuple):
         return True
 
 
-def _stat(pid: int) -> tuple[str, int] | None:
-    """State letter and start time, in clock ticks since the machine started."""
+def _stat(task: int | str) -> tuple[str, int] | None:
+    """State letter and start time (clock ticks since the machine's own) of a process, or a thread (`PID/task/TID`)."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        text = Path(f"/proc/{task}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The second field is the program's name in parentheses, and may itself hold spaces and parentheses.

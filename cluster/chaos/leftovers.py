@@ -1,13 +1,14 @@
 """`python -m cluster.chaos.leftovers OWNER MOUNTED... -- FOLDER...`: tidies up after a run that was killed with -9.
 
 OWNER is PID:STARTED, as in `cluster.process`. When it is gone, however it ended, what is mounted is unmounted, and
-each folder is removed once nobody uses it any more: the run's own processes end by themselves (`cluster.tether`), those
-that are paused because the system wakes them. A folder that is still used after a minute is left as it is.
+each folder is removed once nobody uses it any more: the run's own processes end by themselves (`cluster.tether`), and
+those that are paused are woken for it. A folder that is still used after a minute is left as it is.
 """
 
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -35,6 +36,13 @@ def watch_over(mounted: Sequence[Path], folders: Sequence[Path]) -> subprocess.P
 def users(folder: Path) -> list[int]:
     """Pids of all who were told of `folder`, work in it, or have opened a file in it, as far as that can be seen."""
     return [pid for pid in _others() if _uses(pid, folder)]
+
+
+def tethered(owner: Identity) -> list[Identity]:
+    """All who are to end when `owner` has."""
+    tether = ["cluster.tether", f"{owner.pid}:{owner.started}"]
+    found = (Identity.of(pid) for pid in _others() if _words(pid)[3:5] == tether)
+    return [identity for identity in found if identity is not None]
 
 
 def _uses(pid: int, folder: Path) -> bool:
@@ -77,7 +85,13 @@ def main() -> None:
         Disk(Path(place)).unmount()
     left = list(map(Path, folders))
     deadline_s = time.monotonic() + _USED_S
-    while left and time.monotonic() < deadline_s:
+    while (staying := tethered(owner)) or left:
+        if time.monotonic() > deadline_s:
+            break
+        for identity in staying:
+            # The system wakes only those whose every thread stood still when the owner died.
+            if identity.paused:
+                identity.signal(signal.SIGCONT)
         for folder in [folder for folder in left if not users(folder)]:
             shutil.rmtree(folder, ignore_errors=True)
             left.remove(folder)

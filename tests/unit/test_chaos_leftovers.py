@@ -1,6 +1,7 @@
 """After a run that was killed its folders go, as soon as nobody uses them, and not before."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.chaos.leftovers import users
+from cluster.chaos.leftovers import tethered, users
 from cluster.process import Identity
 from tests.support.waiting import wait_until
 
@@ -64,6 +65,36 @@ def test_a_folder_goes_when_its_last_user_has_gone(folder: Path) -> None:
         assert folder.exists()
         one.communicate()
         assert watch.wait(timeout=30) == 0
+    assert not folder.exists()
+
+
+def test_what_is_paused_is_woken_to_end(folder: Path) -> None:
+    owner = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    with owner:
+        known = Identity.of(owner.pid)
+        assert known is not None
+        word = f"{known.pid}:{known.started}"
+        # In a session of its own: the system does not wake it.
+        with subprocess.Popen(
+            [sys.executable, "-P", "-m", "cluster.tether", word, "http.server", "--bind", "127.0.0.1", "0"],
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as paused:
+            try:
+                identity = Identity.of(paused.pid)
+                assert identity is not None
+                wait_until(lambda: tethered(known) == [identity], "it is found")
+                assert tethered(GONE) == []
+                assert identity.signal(signal.SIGSTOP)
+                wait_until(lambda: identity.paused, "it stands still")
+                owner.communicate()
+                tidy = [sys.executable, "-P", "-m", "cluster.chaos.leftovers", word, "--", str(folder)]
+                assert subprocess.call(tidy) == 0
+                assert not identity.alive
+            finally:
+                paused.kill()
     assert not folder.exists()
 
 
