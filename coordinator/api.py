@@ -10,7 +10,6 @@ import random
 import ssl
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -154,28 +153,40 @@ class Api:
     async def _submit(self, request: web.Request) -> web.Response:
         body = await self._body(request)
         key = parsing.idempotency_key(request.headers.get(KEY_HEADER), self._limits)
-        new, wait = parsing.new_transaction(parsing.json_object(body), key, self._limits)
+        asked = parsing.json_object(body)
+        new, wait = parsing.new_transaction(asked, key, self._limits)
         wait_s = self._patience_s(request, new.timeout_ms / 1000 + _EXTRA_WAIT_S if wait != "none" else 0.0)
         until_s = self._clock.monotonic_s() + wait_s
-        return await self._begun(request, body, new, lambda txn: self._when(txn.gid, wait, until_s), wait_s=wait_s)
+        return await self._begun(
+            request,
+            body,
+            new,
+            lambda own_key: parsing.new_transaction(asked, own_key, self._limits)[0],
+            lambda txn: self._when(txn.gid, wait, until_s),
+            wait_s=wait_s,
+        )
 
     async def _begun(
         self,
         request: web.Request,
         body: bytes,
         new: NewTransaction,
+        again: Callable[[str], NewTransaction],
         then: Callable[[Transaction], Awaitable[web.Response]],
         *,
         wait_s: float,
     ) -> web.Response:
-        """What `then` makes of the transaction once it has begun, here or at the leader."""
+        """What `then` makes of the transaction once it has begun, here or at the leader.
+
+        again: the same as `new`, under a key.
+        """
         attempt = new
 
         def keyed() -> NewTransaction:
             nonlocal attempt
             if attempt.key is None:
                 own_key = uuid.UUID(int=self._rng.getrandbits(128), version=4)
-                attempt = replace(attempt, key=f"node-{own_key}")
+                attempt = again(f"node-{own_key}")
             return attempt
 
         # To be passed on, or made again at the next leader, a request needs a key; while this node leads it does not,
@@ -204,12 +215,20 @@ class Api:
     async def _begin(self, request: web.Request) -> web.Response:
         body = await self._body(request)
         key = parsing.idempotency_key(request.headers.get(KEY_HEADER), self._limits)
-        new = parsing.application_transaction(parsing.json_object(body), key, self._limits)
+        asked = parsing.json_object(body)
+        new = parsing.application_transaction(asked, key, self._limits)
 
         async def then(txn: Transaction) -> web.Response:
             return self._application_transaction(txn)
 
-        return await self._begun(request, body, new, then, wait_s=self._config.timing.proposal_timeout_s)
+        return await self._begun(
+            request,
+            body,
+            new,
+            lambda own_key: parsing.application_transaction(asked, own_key, self._limits),
+            then,
+            wait_s=self._config.timing.proposal_timeout_s,
+        )
 
     async def _enlist(self, request: web.Request) -> web.Response:
         gid, body = request.match_info["gid"], await self._body(request)

@@ -6,9 +6,10 @@ No pickle, here or anywhere: what is decoded here can only become the records th
 import json
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
+from operator import attrgetter
 from types import UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
@@ -90,70 +91,87 @@ class RecordCodec:
     """
 
     def __init__(self, types: Mapping[int, type]) -> None:
-        self._types = dict(types)
         self._tags = {record: tag for tag, record in types.items()}
         self._fields: dict[type, tuple[_Field, ...]] = {}
-        self._names: dict[type, tuple[str, ...]] = {}
+        self._read: dict[type, Callable[[object], tuple[Any, ...]]] = {}
+        """All fields of a record, and its kind behind them: of one field alone there would be no tuple."""
+        self._nested: dict[type, tuple[int, ...]] = {}
+        """Places of what holds records, the tag's being 0."""
         self._defaults: dict[type, tuple[object, ...]] = {}
         """The tag has none."""
+        self._known: dict[int, tuple[type, dict[tuple[type, ...], tuple[tuple[int, _Field], ...]]]] = {
+            tag: (record, {}) for tag, record in types.items()
+        }
+        """By tag: what it stands for, and by the types of its fields on the wire: those that are to be converted.
+
+        Only what was once found to be right is in there, so it stays small.
+        """
         for record in self._tags:
             hints = get_type_hints(record)
             self._fields[record] = tuple(_Field.of(f.name, hints[f.name]) for f in fields(record))
-            self._names[record] = tuple(f.name for f in fields(record))
+            self._read[record] = attrgetter(*[f.name for f in fields(record)], "__class__")
+            self._nested[record] = tuple(at for at, field in enumerate(self._fields[record], 1) if field.item)
             self._defaults[record] = (MISSING, *[f.default for f in fields(record)])
 
     def to_plain(self, record: object) -> list[Any]:
         """Nested lists that msgpack can hold."""
         kind = type(record)
-        plain = [self._tags[kind], *[getattr(record, name) for name in self._names[kind]]]
+        plain = [self._tags[kind], *self._read[kind](record)]
+        del plain[-1]
         defaults = self._defaults[kind]
-        while defaults[len(plain) - 1] is not MISSING and plain[-1] == defaults[len(plain) - 1]:
+        while plain[-1] == defaults[len(plain) - 1]:
             plain.pop()
-        for at, value in enumerate(plain):
-            if type(value) not in _PLAIN:
-                plain[at] = self._plain(value)
+        for at in self._nested[kind]:
+            if at < len(plain):
+                plain[at] = [item if type(item) is str else self.to_plain(item) for item in plain[at]]
         return plain
-
-    def _plain(self, value: object) -> Any:
-        if type(value) is tuple:
-            return [self._plain(item) for item in value]
-        return self.to_plain(value) if type(value) in self._tags else value
 
     def from_plain(self, plain: object) -> Any:
         """The record that `to_plain` was given. Raises `Malformed`."""
-        if not isinstance(plain, list) or not plain or type(plain[0]) is not int:
+        if type(plain) is not list or not plain or type(plain[0]) is not int:
             raise Malformed(f"not a tagged record: {_shown(plain)}")
-        kind = self._types.get(plain[0])
-        if kind is None:
+        known = self._known.get(plain[0])
+        if known is None:
             raise Newer(f"unknown record tag {plain[0]}")
-        known = self._fields[kind]
-        if len(plain) - 1 > len(known):
-            raise Newer(f"{kind.__name__} has {len(plain) - 1} fields, at most {len(known)} are known")
+        kind, conversions = known
         values = plain[1:]
-        for at, value in enumerate(values):
-            if type(value) not in known[at].plain:
-                values[at] = self._value(kind, known[at], value)
-        try:
-            return kind(*values)
-        except TypeError as error:
-            raise Malformed(f"{kind.__name__}: {error}") from error
+        shape = (*map(type, values),)
+        to_convert = conversions.get(shape)
+        if to_convert is None:
+            to_convert = conversions[shape] = self._to_convert(kind, values)
+        for at, field in to_convert:
+            values[at] = self._value(kind, field, values[at])
+        return kind(*values)
 
-    def _value(self, kind: type, field: _Field, plain: object) -> object:
-        value: object = plain
-        if isinstance(plain, list) and field.item is not None:
-            # The only nesting there is: how deep decoding goes is up to the records, and never to the bytes.
-            parts = plain if field.item is str else [self.from_plain(part) for part in plain]
-            for part in parts:
-                if type(part) is not field.item:
-                    raise Malformed(f"{kind.__name__}.{field.name} holds something else than {field.item.__name__}")
-            value = tuple(parts)
-        elif field.words and isinstance(plain, str):
-            value = field.words.get(plain)
-            if value is None:
+    def _to_convert(self, kind: type, values: list[Any]) -> tuple[tuple[int, _Field], ...]:
+        """Which of the fields are not what they are on the wire. Raises `Malformed` where one cannot be what it is."""
+        known = self._fields[kind]
+        if len(values) > len(known):
+            raise Newer(f"{kind.__name__} has {len(values)} fields, at most {len(known)} are known")
+        to_convert: list[tuple[int, _Field]] = []
+        for at, (field, value) in enumerate(zip(known, values, strict=False)):
+            if type(value) in field.plain:
+                continue
+            if not (type(value) is list and field.item is not None) and not (isinstance(value, str) and field.words):
+                raise Malformed(f"{kind.__name__}.{field.name} cannot be {_shown(value)}")
+            to_convert.append((at, field))
+        if MISSING in self._defaults[kind][len(values) + 1 :]:
+            raise Malformed(f"{kind.__name__} lacks {known[len(values)].name}")
+        return tuple(to_convert)
+
+    def _value(self, kind: type, field: _Field, plain: Any) -> object:
+        if isinstance(plain, str):
+            word = field.words.get(plain)
+            if word is None:
                 raise Newer(f"{kind.__name__}.{field.name}: {_shown(plain)} is not known")
-        if type(value) not in field.types:
-            raise Malformed(f"{kind.__name__}.{field.name} cannot be {_shown(plain)}")
-        return value
+            return word
+        # The only nesting there is: how deep decoding goes is up to the records, and never to the bytes.
+        parts = plain if field.item is str else [self.from_plain(part) for part in plain]
+        for part in parts:
+            if type(part) is not field.item:
+                assert field.item is not None, "a list is taken for nothing else"
+                raise Malformed(f"{kind.__name__}.{field.name} holds something else than {field.item.__name__}")
+        return tuple(parts)
 
 
 def _shown(value: object) -> str:

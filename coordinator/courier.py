@@ -85,11 +85,8 @@ class _Letter:
 
     message: Request
     expires_s: float | None
+    key: Key
     tries: int = 0
-
-    @property
-    def key(self) -> Key:
-        return (self.message.gid, self.message.branch)
 
 
 @dataclass(slots=True, eq=False)
@@ -191,11 +188,12 @@ class Courier:
     def send(self, participant: Participant, message: Request, *, expires_s: float | None = None) -> None:
         """Deliver `message` until it is answered; it replaces what was on its way to the same branch."""
         lane = self._lane(participant)
-        letter = _Letter(message, expires_s)
-        self._drop(lane, letter.key)
-        lane.letters[letter.key] = letter
+        key = (message.gid, message.branch)
+        letter = _Letter(message, expires_s, key)
+        self._drop(lane, key)
+        lane.letters[key] = letter
         phase = _Phase.PREPARE if isinstance(message, Prepare) else _Phase.DECISION
-        lane.tracks[phase].waiting[letter.key] = letter
+        lane.tracks[phase].waiting[key] = letter
         self._pump(lane, phase)
 
     def withdraw(self, name: str, gid: str, branch: str) -> None:

@@ -105,13 +105,16 @@ SURVEYED_AT_ONCE: Final = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTransaction:
-    """What a client asks for, validated. `active`: it will enlist the branches itself, one by one."""
+    """What a client asks for, validated. `active`: it will enlist the branches itself, one by one.
+
+    body_hash: of what was asked for, where there is a key.
+    """
 
     protocol: str
     branches: tuple[BranchPlan, ...]
     timeout_ms: int
     key: str | None
-    body_hash: bytes
+    body_hash: bytes | None
     active: bool = False
 
 
@@ -400,19 +403,20 @@ class Driver:
             await waiting
 
     async def _wait(self, waiters: dict[str, list[asyncio.Future[None]]], gid: str, timeout_s: float) -> None:
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
         waiters.setdefault(gid, []).append(future)
+        # When it is over, the caller looks at the transaction, whatever it has come to.
+        timer = loop.call_later(timeout_s, _done, future)
         try:
-            await asyncio.wait_for(future, timeout_s)
-        except TimeoutError:
-            pass  # the caller looks at the transaction, whatever it has come to
+            await future
         finally:
-            if not future.done() or future.cancelled():
-                rest = waiters.get(gid)
-                if rest is not None and future in rest:
-                    rest.remove(future)
-                    if not rest:
-                        del waiters[gid]
+            timer.cancel()
+            rest = waiters.get(gid)
+            if rest is not None and future in rest:
+                rest.remove(future)
+                if not rest:
+                    del waiters[gid]
 
     async def abort(self, gid: str, reason: str, timeout_s: float) -> Transaction:
         """Ask for an abort, and return the transaction with the stored decision, whatever it is.
@@ -799,12 +803,14 @@ class Driver:
         """Every entry that the ledger has applied comes through here, on every node, in log order."""
         for result in results:
             entry, txn = result.entry, result.txn
-            if isinstance(entry, Begun | Opened):
+            if type(entry) is Begun or type(entry) is Opened:
                 self._has_begun(entry, result)
             if result.verdict is not Verdict.APPLIED:
                 self._settle_wish(result)
                 continue
             match entry:
+                case Begun() | Decided() | Ended() if txn is not None:  # nearly always
+                    self._advanced(txn)
                 case TookOver():
                     claimed = None if self._claimed is None else self._epoch_of(self._claimed)
                     if entry.node == self._config.node and self._ledger.epoch == claimed:
@@ -1232,5 +1238,9 @@ def _number(txn: Transaction) -> int:
 
 def _resolve(waiters: dict[str, list[asyncio.Future[None]]], gid: str) -> None:
     for future in waiters.pop(gid, ()):
-        if not future.done():
-            future.set_result(None)
+        _done(future)
+
+
+def _done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

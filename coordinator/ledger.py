@@ -171,25 +171,27 @@ class Ledger:
     def _refuse_what_is_newer(self, entries: list[Entry]) -> None:
         """Before the first of them is applied: a command is applied as a whole, or not at all."""
         for entry in entries:
-            if isinstance(entry, Raised) and entry.level > self.understands:
+            if type(entry) is Raised and entry.level > self.understands:
                 raise NeedsNewer(works_at(entry.level, self.understands))
-            if isinstance(entry, Beginning) and entry.protocol not in PROTOCOLS:
+            if (type(entry) is Begun or type(entry) is Opened) and entry.protocol not in PROTOCOLS:
                 what = f"the log holds a transaction of the unknown protocol {entry.protocol!r:.40}"
                 raise NeedsNewer(needs_newer(what, self.understands))
 
     def _apply_entry(self, header: Header, entry: Entry) -> Applied:
         if header.epoch < self.epoch:
             return Applied(entry=entry, verdict=Verdict.FENCED)
-        if level_of(entry) > self.level and not isinstance(entry, Raised):
+        if self.level < NEWEST and level_of(entry) > self.level and not isinstance(entry, Raised):
             return Applied(entry=entry, verdict=Verdict.TOO_EARLY)
-        match entry:
+        match entry:  # what every transaction comes by stands first
+            case Begun() | Decided() | Ended():
+                return self._begin(header, entry) if type(entry) is Begun else self._advance(header, entry)
             case TookOver():
                 return self._take_over(header, entry)
-            case Begun() | Opened():
+            case Opened():
                 return self._begin(header, entry)
             case Enlisted() if entry.participant not in self.participants:
                 return Applied(entry=entry, verdict=Verdict.UNKNOWN_PARTICIPANT, detail=entry.participant)
-            case Enlisted() | Sealed() | Decided() | ContradictionSeen() | Ended() | Resolved() | Acknowledged():
+            case Enlisted() | Sealed() | ContradictionSeen() | Resolved() | Acknowledged():
                 return self._advance(header, entry)
             case Registered():
                 self.participants[entry.name] = Participant(name=entry.name, url=entry.url, batch=entry.batch)
@@ -226,10 +228,9 @@ class Ledger:
             return Applied(entry=entry, verdict=Verdict.MALFORMED)
         if header.epoch != self.epoch or gid.epoch != header.epoch:
             return Applied(entry=entry, verdict=Verdict.FENCED)
-        if gid.number in self._table or gid.number <= self.floor:
-            return Applied(entry=entry, verdict=Verdict.UNCHANGED, txn=self.get(entry.gid))
-        if gid.number < self._newest():
-            return Applied(entry=entry, verdict=Verdict.UNCHANGED)
+        number = gid.number
+        if number <= self._table.highest or number <= self.floor:
+            return Applied(entry=entry, verdict=Verdict.UNCHANGED, txn=self._at(number))
         holding = None if entry.key is None else self.keys.get(entry.key)
         if holding is not None:
             holder = self._at(holding)
@@ -242,25 +243,27 @@ class Ledger:
         if txn is None:
             return Applied(entry=entry, verdict=Verdict.MALFORMED)
         if entry.key is not None:
-            self.keys[entry.key] = gid.number
-        self._store(gid.number, txn)
+            self.keys[entry.key] = number
+        self._store(number, txn)
         return Applied(entry=entry, verdict=Verdict.APPLIED, txn=txn)
 
     def _advance(self, header: Header, entry: TransactionEntry) -> Applied:
         gid = self.own_gid(entry.gid)
         if gid is None:
             return Applied(entry=entry, verdict=Verdict.MALFORMED)
-        before = self.unfinished.get(gid.number)
-        if before is None and gid.number not in self._table:
-            return self._presume(header, entry, gid)
-        if before is None and isinstance(entry, Acknowledged):
-            before = self._at(gid.number)
+        number = gid.number
+        before = self.unfinished.get(number)
         if before is None:
-            return Applied(entry=entry, verdict=Verdict.UNCHANGED, txn=self.get(entry.gid))
+            if number not in self._table:
+                return self._presume(header, entry, gid)
+            if not isinstance(entry, Acknowledged):
+                return Applied(entry=entry, verdict=Verdict.UNCHANGED, txn=self._at(number))
+            before = self._at(number)
+            assert before is not None, "it is in the table"
         after = PROTOCOLS[before.protocol].evolve(before, entry, header)
         if after is None or after is before:
             return Applied(entry=entry, verdict=Verdict.UNCHANGED, txn=before)
-        self._store(gid.number, after)
+        self._store(number, after)
         return Applied(entry=entry, verdict=Verdict.APPLIED, txn=after)
 
     def _presume(self, header: Header, entry: TransactionEntry, gid: Gid) -> Applied:
@@ -440,15 +443,17 @@ class Ledger:
             self.kept.add(number)
         elif self.kept:
             self.kept.discard(number)
-        if txn.ended_at is None:
-            ascends = number in self.unfinished or number > next(reversed(self.unfinished), -1)
+        if txn.ended_at is not None:
+            self.unfinished.pop(number, None)
+            self._table[number] = pack(txn)
+        elif number in self.unfinished:
+            self.unfinished[number] = txn
+        else:
+            ascends = number > next(reversed(self.unfinished), -1)
             self.unfinished[number] = txn
             if not ascends:
                 self.unfinished = dict(sorted(self.unfinished.items()))
             self._table[number] = None
-        else:
-            self.unfinished.pop(number, None)
-            self._table[number] = pack(txn)
 
     # -------------------------------------------------------------------------------------------- reading
 

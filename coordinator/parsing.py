@@ -29,19 +29,25 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 
 def new_transaction(body: Mapping[str, Any], key: str | None, limits: Limits) -> tuple[NewTransaction, str]:
-    """The transaction and `wait` of a `POST /v1/transactions`. Raises `Unprocessable`, `TooLarge`."""
+    """The transaction and `wait` of a `POST /v1/transactions`. Raises `Unprocessable`, `TooLarge`.
+
+    Without a key, nothing will ever be compared with what was asked for, and there is no hash of it.
+    """
     _only(body, ("protocol", "branches", "timeout_s", "wait"), "the body")
     protocol = _protocol(body)
     branches = _branches(body.get("branches"), limits)
     timeout_s = duration_s(body.get("timeout_s", limits.default_timeout_s), limits)
-    # `wait` is left out of the hash: a client may retry with more patience.
-    plain = [protocol, [[plan.name, plan.participant, plan.payload.decode()] for plan in branches], timeout_s]
+    body_hash = None
+    if key is not None:
+        # `wait` is left out of the hash: a client may retry with more patience.
+        plain = [protocol, [[plan.name, plan.participant, plan.payload.decode()] for plan in branches], timeout_s]
+        body_hash = _hash_of(plain)
     new = NewTransaction(
         protocol=protocol,
         branches=branches,
         timeout_ms=max(1, round(timeout_s * 1000)),
         key=key,
-        body_hash=hashlib.sha256(json_bytes(plain)).digest()[:16],
+        body_hash=body_hash,
     )
     return new, wait(body.get("wait", "decided"))
 
@@ -57,9 +63,13 @@ def application_transaction(body: Mapping[str, Any], key: str | None, limits: Li
         timeout_ms=max(1, round(timeout_s * 1000)),
         key=key,
         # Never the hash of a transaction that is submitted whole: a key names one or the other.
-        body_hash=hashlib.sha256(json_bytes(["begin", protocol, timeout_s])).digest()[:16],
+        body_hash=None if key is None else _hash_of(["begin", protocol, timeout_s]),
         active=True,
     )
+
+
+def _hash_of(plain: object) -> bytes:
+    return hashlib.sha256(json_bytes(plain)).digest()[:16]
 
 
 def enlistment(body: Mapping[str, Any]) -> tuple[str, str]:

@@ -67,7 +67,9 @@ class Rows:
 
     def __setitem__(self, number: int, row: Row) -> None:
         place, at = number >> _BITS, number & _MASK
-        chunk = self._own(place)
+        chunk = self._chunks.get(place)
+        if chunk is None or place in self._frozen:
+            chunk = self._own(place)
         if at >= len(chunk):
             chunk.extend([_ABSENT] * (at - len(chunk)))
             chunk.append(row)

@@ -5,10 +5,10 @@ consistency ("no two RMs disagree") follow from `check_delta` once participants 
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 from coordinator.protocol.effects import Effect, Reply, Send
 from coordinator.protocol.messages import Prepare
+from coordinator.protocol.record import replace
 from coordinator.protocol.transaction import Decision, Transaction, VoteKind
 
 

@@ -3,16 +3,44 @@
 A transaction takes dozens of records on every node, and a frozen dataclass sets each of its fields by way of a call:
 that was a quarter of the time in which entries are applied. So it is the type checker that lets nobody change a record,
 as if it were a frozen dataclass; at runtime it is a plain one.
+
+`replace` is that of `dataclasses`, and takes half the time.
 """
 
-from dataclasses import dataclass
-from typing import TypeVar, dataclass_transform
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, TypeVar, dataclass_transform
+
+__all__ = ["record", "replace"]
 
 _Record = TypeVar("_Record")
+
+_SHAPES: Final[dict[type, tuple[Callable[[Any], tuple[Any, ...]], dict[str, int]]]] = {}
+"""By kind: what reads all fields at once, and the kind behind them; and the places of the fields."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def record(kind: type[_Record]) -> type[_Record]:
     """A dataclass with slots, equality and a hash. Its fields are given by name, and never assigned to."""
     # Its fields may be given in their order, too, for whoever has them as a list: see `RecordCodec`.
-    return dataclass(slots=True, unsafe_hash=True)(kind)
+    made = dataclass(slots=True, unsafe_hash=True)(kind)
+    names = [field.name for field in fields(made)]  # type: ignore[arg-type]  # it is a dataclass now
+    _SHAPES[made] = attrgetter(*names, "__class__"), {name: place for place, name in enumerate(names)}
+    return made
+
+
+def _replace(record: _Record, /, **changes: Any) -> _Record:
+    read, places = _SHAPES[type(record)]
+    *values, kind = read(record)
+    for name, value in changes.items():
+        values[places[name]] = value
+    made: _Record = kind(*values)
+    return made
+
+
+if TYPE_CHECKING:
+    # Which knows the fields, and what they hold.
+    from dataclasses import replace
+else:
+    replace = _replace

@@ -123,12 +123,16 @@ class Transaction:
     @property
     def heuristic(self) -> "Heuristic | None":
         """What an operator should know of it, acknowledged or not; None where every branch goes the normal way."""
-        resolved = [branch for branch in self.branches if branch.resolved is not None]
-        if self.ended_at is None and any(b.contradiction is not None and b.resolved is None for b in self.branches):
-            return Heuristic.CONTRADICTED
-        if any(branch.resolved is not self.decision for branch in resolved):
-            return Heuristic.MIXED
-        return Heuristic.RESOLVED if resolved else None
+        found = None
+        for branch in self.branches:
+            if branch.resolved is None:
+                if branch.contradiction is not None and self.ended_at is None:
+                    return Heuristic.CONTRADICTED
+            elif branch.resolved is not self.decision:
+                found = Heuristic.MIXED
+            elif found is None:
+                found = Heuristic.RESOLVED
+        return found
 
     def has_branches(self, names: Collection[str]) -> bool:
         """Whether these are the names of its branches: all of them, and no other."""

@@ -26,8 +26,7 @@ follow it as before, and whoever is in doubt is told it. Only a branch to which 
 there is nothing to resolve before the decision: what is undecided can be aborted.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from coordinator.protocol.effects import Effect, Reply, Send, SetDeadline
@@ -55,6 +54,7 @@ from coordinator.protocol.messages import (
     Refused,
     Vote,
 )
+from coordinator.protocol.record import replace
 from coordinator.protocol.transaction import Branch, Decision, Tally, Transaction, VoteKind
 
 _NOT_OWED: Final = (VoteKind.READ_ONLY, VoteKind.REFUSED)
@@ -75,22 +75,22 @@ class TwoPhaseCommit:
             return self._given_up(txn, tally, expired=expired)
         if txn.decision is None:
             return self._decision(txn, tally, expired=expired)
-        for branch in _owing(txn):
-            claimed = tally.contradictions.get(branch.name)
-            if claimed is not None and claimed != branch.contradiction:
-                return ContradictionSeen(gid=txn.gid, branch=branch.name, state=claimed)
-        if all(branch.name in tally.acked for branch in _owing(txn)):
-            return Ended(gid=txn.gid)
-        return None
+        owing = _owing(txn)
+        if tally.contradictions:
+            for branch in owing:
+                claimed = tally.contradictions.get(branch.name)
+                if claimed is not None and claimed != branch.contradiction:
+                    return ContradictionSeen(gid=txn.gid, branch=branch.name, state=claimed)
+        return Ended(gid=txn.gid) if tally.acked.issuperset([branch.name for branch in owing]) else None
 
     def _decision(self, txn: Transaction, tally: Tally, *, expired: bool) -> Decided | None:
         votes = tally.votes
         refusals = [vote for vote in votes.values() if isinstance(vote, Refused)]
-        missing = [branch.name for branch in txn.branches if branch.name not in votes]
         if refusals:
             first = refusals[0]
             reason = f"{first.branch} refused: {first.reason}"
             return self._abort(txn, tally, reason, retryable=all(refusal.retryable for refusal in refusals))
+        missing = [branch.name for branch in txn.branches if branch.name not in votes]
         if not missing:
             return Decided(gid=txn.gid, decision=Decision.COMMIT, votes=_recorded(txn, tally))
         if tally.abort_reason is not None:
@@ -117,9 +117,15 @@ class TwoPhaseCommit:
 
     def evolve(self, txn: Transaction | None, entry: TransactionEntry, header: Header) -> Transaction | None:
         """See `CommitProtocol.evolve`."""
-        match entry:
+        match entry:  # what every transaction comes by stands first
             case Begun():
                 return txn if txn is not None else _begin(entry, header)
+            case Decided():
+                return txn if txn is None or txn.decision is not None else _decided(txn, entry, header)
+            case Ended():
+                if txn is None or txn.decision is None or txn.ended_at is not None:
+                    return txn
+                return replace(txn, ended_at=header.at)
             case Opened():
                 return txn if txn is not None else _open(entry, header)
             case Enlisted():
@@ -131,10 +137,6 @@ class TwoPhaseCommit:
                 if txn is None or not txn.active or not txn.has_branches(entry.branches):
                     return txn
                 return replace(txn, active=False)
-            case Decided():
-                if txn is None or txn.decision is not None or not _supported(txn, entry):
-                    return txn
-                return _with_decision(txn, entry, header)
             case ContradictionSeen():
                 if txn is None or txn.decision is None or txn.ended_at is not None:
                     return txn
@@ -143,10 +145,6 @@ class TwoPhaseCommit:
                     for branch in txn.branches
                 )
                 return txn if branches == txn.branches else replace(txn, branches=branches)
-            case Ended():
-                if txn is None or txn.decision is None or txn.ended_at is not None:
-                    return txn
-                return replace(txn, ended_at=header.at)
             case Resolved():
                 if txn is None or txn.decision is None or txn.ended_at is not None:
                     return txn
@@ -182,9 +180,9 @@ class TwoPhaseCommit:
         ]
 
 
-def _owing(txn: Transaction) -> Iterator[Branch]:
+def _owing(txn: Transaction) -> list[Branch]:
     """The branches that must hear the decision."""
-    return (branch for branch in txn.branches if is_owed(branch))
+    return [branch for branch in txn.branches if is_owed(branch)]
 
 
 def is_owed(branch: Branch) -> bool:
@@ -192,14 +190,15 @@ def is_owed(branch: Branch) -> bool:
     return branch.vote not in _NOT_OWED and branch.resolved is None
 
 
-def _supported(txn: Transaction, entry: Decided) -> bool:
-    """A commit must rest on a vote of every branch, none of them a refusal. An abort needs nothing: it is presumed."""
-    if entry.decision is Decision.ABORT:
-        return True
+def _supported(txn: Transaction, votes: Mapping[str, BranchVote]) -> bool:
+    """A commit must rest on a vote of every branch, none of them a refusal."""
     if txn.active:
         return False
-    votes = {vote.branch: vote.vote for vote in entry.votes}
-    return all(votes.get(branch.name, VoteKind.REFUSED) is not VoteKind.REFUSED for branch in txn.branches)
+    for branch in txn.branches:
+        vote = votes.get(branch.name)
+        if vote is None or vote.vote is VoteKind.REFUSED:
+            return False
+    return True
 
 
 def _begin(entry: Begun, header: Header) -> Transaction:
@@ -208,7 +207,7 @@ def _begin(entry: Begun, header: Header) -> Transaction:
         protocol=entry.protocol,
         epoch=header.epoch,
         branches=tuple(
-            Branch(name=plan.name, participant=plan.participant, payload=plan.payload) for plan in entry.branches
+            [Branch(name=plan.name, participant=plan.participant, payload=plan.payload) for plan in entry.branches]
         ),
         timeout_ms=entry.timeout_ms,
         started_at=header.at,
@@ -231,10 +230,13 @@ def _open(entry: Opened, header: Header) -> Transaction:
     )
 
 
-def _with_decision(txn: Transaction, entry: Decided, header: Header) -> Transaction:
+def _decided(txn: Transaction, entry: Decided, header: Header) -> Transaction:
     votes = {vote.branch: vote for vote in entry.votes}
-    branches = tuple(_with_vote(branch, votes.get(branch.name)) for branch in txn.branches)
-    nothing_owed = all(branch.vote in _NOT_OWED for branch in branches)
+    # An abort needs no votes: it is presumed.
+    if entry.decision is not Decision.ABORT and not _supported(txn, votes):
+        return txn
+    branches = tuple([_with_vote(branch, votes.get(branch.name)) for branch in txn.branches])
+    owing = [branch for branch in branches if branch.vote not in _NOT_OWED]
     return replace(
         txn,
         branches=branches,
@@ -242,7 +244,7 @@ def _with_decision(txn: Transaction, entry: Decided, header: Header) -> Transact
         reason=entry.reason,
         retryable=entry.retryable,
         decided_at=header.at,
-        ended_at=header.at if nothing_owed else None,
+        ended_at=None if owing else header.at,
         active=False,
     )
 
