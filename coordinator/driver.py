@@ -86,6 +86,10 @@ COMMANDS_UNDER_WAY: Final = 1
 """Commands in the log at once. The log sends a follower what is new when it has answered what it was sent before. So a
 second command would hardly arrive sooner than as a part of the next one, and costs every node as much as the first."""
 
+TURNS_FOR_COMPANY: Final = 5
+"""How many turns of the loop a command waits at most, as long as each of them brings more for it. What has arrived at
+the node meanwhile comes along; where nothing has, a turn takes no time, and the command leaves at once."""
+
 ENDED_WAITS_S: Final = 0.05
 """How long an `Ended` may wait for company. Nobody waits for it, so it travels with the next entry that somebody does
 wait for, or alone after this time."""
@@ -1127,7 +1131,15 @@ class Driver:
     def _schedule_flush(self) -> None:
         if not self._flush_scheduled and self._under_way < COMMANDS_UNDER_WAY:
             self._flush_scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self._flush_or_wait, 0, TURNS_FOR_COMPANY)
+
+    def _flush_or_wait(self, before: int, turns: int) -> None:
+        """Flush, unless there is more than `before`, and one of `turns` left to look for still more."""
+        waiting = len(self._outbox)
+        if turns and waiting > before:
+            asyncio.get_running_loop().call_soon(self._flush_or_wait, waiting, turns - 1)
+        else:
+            self._flush()
 
     def _flush(self) -> None:
         """Everything that waits becomes one command, up to the bound on its size."""

@@ -229,7 +229,7 @@ class Ledger:
         if header.epoch != self.epoch or gid.epoch != header.epoch:
             return Applied(entry=entry, verdict=Verdict.FENCED)
         number = gid.number
-        if number <= self._table.highest or number <= self.floor:
+        if number <= self._newest() or number <= self.floor:
             return Applied(entry=entry, verdict=Verdict.UNCHANGED, txn=self._at(number))
         holding = None if entry.key is None else self.keys.get(entry.key)
         if holding is not None:

@@ -287,6 +287,11 @@ class CommitsTheUnknown(_Ledger):
 class BeginsInAnyOrder(_Ledger):
     """A transaction may begin after one with a higher number."""
 
+    def _begin(self, header: Header, entry: Beginning) -> Applied:
+        if self.get(entry.gid) is not None:
+            return Applied(entry=entry, verdict=Verdict.UNCHANGED)
+        return super()._begin(header, entry)
+
     def _newest(self) -> int:
         return -1
 

@@ -12,7 +12,7 @@ from cluster.replication.clock import SystemClock
 from cluster.replication.log import Leadership, NotProposed
 from coordinator.commands import decode_command, encode_command
 from coordinator.config import Limits, NodeConfig
-from coordinator.driver import COMMANDS_UNDER_WAY, NewTransaction, _Waiting
+from coordinator.driver import COMMANDS_UNDER_WAY, TURNS_FOR_COMPANY, NewTransaction, _Waiting
 from coordinator.errors import Gone, NotFound, NotKnownYet, NotLeader, OutcomeUnknown
 from coordinator.ledger import Ledger
 from coordinator.protocol.entries import (
@@ -471,7 +471,7 @@ async def test_entries_that_wait_when_leadership_goes_fail_definitely(led: Led, 
     tasks = []
     for number in range(COMMANDS_UNDER_WAY + 3):
         tasks.append(asyncio.create_task(led.driver.submit(new("stock", key=str(number)))))
-        await turns(3)
+        await turns(TURNS_FOR_COMPANY)
     assert len(led.replicas.waiting) == COMMANDS_UNDER_WAY
     led.follow("n2")
     waiting = tasks[COMMANDS_UNDER_WAY:]
@@ -1059,13 +1059,29 @@ async def test_what_waits_becomes_few_commands(led: Led, null: Participant) -> N
     assert led.replicas.proposed - before < 60, "1500 entries"
 
 
+async def test_a_command_waits_for_what_comes_turn_by_turn_but_not_for_ever(led: Led, null: Participant) -> None:
+    await led.running.register("stock", null.url)
+    led.replicas.hold = True
+    before = led.replicas.proposed
+    tasks = []
+    for _ in range(3 * TURNS_FOR_COMPANY):
+        tasks.append(asyncio.create_task(led.driver.submit(new("stock"))))
+        await turns(1)
+    assert led.replicas.proposed == before + 1, "it left although there was more each time"
+    count = len(led.proposed())
+    assert TURNS_FOR_COMPANY <= count <= TURNS_FOR_COMPANY + 2
+    led.replicas.hold = False
+    led.replicas.commit()
+    await asyncio.gather(*tasks)
+
+
 async def test_no_more_commands_are_under_way_than_allowed(led: Led, null: Participant) -> None:
     await led.running.register("stock", null.url)
     led.replicas.hold = True
     tasks = []
     for _ in range(20):
         tasks.append(asyncio.create_task(led.driver.submit(new("stock"))))
-        await turns(3)
+        await turns(TURNS_FOR_COMPANY)
     assert len(led.replicas.waiting) == COMMANDS_UNDER_WAY
     led.replicas.commit(1)
     await eventually(lambda: len(led.replicas.waiting) == COMMANDS_UNDER_WAY)

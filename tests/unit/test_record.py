@@ -1,13 +1,14 @@
 """Records are values, and the type checker lets nobody change one."""
 
+import dataclasses
 import sys
-from dataclasses import replace
 from pathlib import Path
 from subprocess import run
 
 import pytest
 
-from coordinator.protocol.record import record
+from coordinator.protocol.entries import Ended
+from coordinator.protocol.record import record, replace
 from coordinator.protocol.transaction import Branch, Transaction
 
 
@@ -21,6 +22,30 @@ def test_records_of_equal_fields_are_equal_and_hash_alike():
     assert Account(name="a") == Account(name="a", cents=0)
     assert hash(Account(name="a")) == hash(Account(name="a"))
     assert replace(Account(name="a"), cents=1) == Account(name="a", cents=1) != Account(name="a")
+
+
+@pytest.mark.parametrize(
+    ("of", "changes"),
+    [
+        (Account(name="a"), {"cents": 1}),
+        (Account(name="a", cents=2), {"cents": 1, "name": "b"}),
+        (Account(name="a"), {}),
+        (Ended(gid="m-1-1"), {"gid": "m-1-2"}),
+        (Branch(name="a", participant="b", payload=b"x"), {"payload": None, "retryable": True}),
+    ],
+)
+def test_a_record_is_replaced_as_dataclasses_are(of, changes):
+    before = dataclasses.replace(of)
+    after = replace(of, **changes)
+    assert after == dataclasses.replace(of, **changes)
+    assert type(after) is type(of)
+    assert of == before
+    assert after is not of
+
+
+def test_a_record_is_not_given_a_field_that_it_lacks():
+    with pytest.raises(KeyError):
+        replace(Account(name="a"), owner="b")
 
 
 def test_a_record_has_no_room_for_what_it_was_not_given():
