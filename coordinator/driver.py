@@ -160,6 +160,8 @@ class Driver:
         self._log = log
         self._clock = clock
         self._metrics = metrics
+        metrics.in_flight.set_function(lambda: len(self._running))
+        metrics.active.set_function(lambda: self._floors.active)
         self._courier = courier(self._stamp, self._heard)
         self._deadlines = Deadlines(clock, self._expired)
         self._coordinators = tuple(peer.url for peer in config.nodes)
@@ -791,8 +793,6 @@ class Driver:
         self._perhaps_begun |= self._beginning
         self._beginning.clear()
         self._floors.clear()
-        self._metrics.in_flight.set(0)
-        self._metrics.active.set(0)
 
     def _empty_outbox(self) -> None:
         """What has not been proposed by now never is: whoever waits for it is told so."""
@@ -881,8 +881,6 @@ class Driver:
         if running is not None:
             self._undecided -= 1
             self._floors.closed(_number(running.txn))
-            self._metrics.active.set(self._floors.active)
-            self._metrics.in_flight.set(len(self._running))
             self._deadlines.cancel(gid)
             # It may have been released, and its participants asked to prepare it.
             self._released.discard(gid)
@@ -914,7 +912,6 @@ class Driver:
         running.txn, running.wish = txn, None
         if txn.ended_at is not None:
             del self._running[txn.gid]
-            self._metrics.in_flight.set(len(self._running))
             self._deadlines.cancel(txn.gid)
             return
         if just_decided or just_sealed:
@@ -926,7 +923,6 @@ class Driver:
         self._floors.name(number, txn.branches[len(before.branches) :])
         if not txn.active:
             self._floors.closed(number)
-            self._metrics.active.set(self._floors.active)
 
     def _has_begun(self, entry: Beginning, result: Applied) -> None:
         """A Begun, or an Opened, is in the log, whatever it did there: it is not on its way any more."""
@@ -953,8 +949,6 @@ class Driver:
             self._metrics.begun.inc()
         if txn.active:
             self._floors.opened(_number(txn))
-            self._metrics.active.set(self._floors.active)
-        self._metrics.in_flight.set(len(self._running))
         if self._is_held(txn):
             return
         self._perform(running)

@@ -55,19 +55,20 @@ def application_transaction(txn: Transaction, tally: Tally) -> dict[str, Any]:
 
 def _branch(txn: Transaction, branch: Branch, tally: Tally) -> dict[str, Any]:
     vote = tally.votes.get(branch.name)
-    reason, result = branch.reason, branch.result
-    if isinstance(vote, Refused):
-        reason = vote.reason
-    elif isinstance(vote, Prepared | ReadOnly):
-        result = vote.result
+    reason, result, retryable = branch.reason, branch.result, branch.retryable
+    match vote:
+        case Prepared() | ReadOnly():
+            result = vote.result
+        case Refused():
+            reason, retryable = vote.reason, vote.retryable
     rendered: dict[str, Any] = {
         "branch": branch.name,
         "participant": branch.participant,
         "state": branch_state(txn, branch, tally),
         "reason": reason,
     }
-    if branch.vote is VoteKind.REFUSED or isinstance(vote, Refused):
-        rendered["retryable"] = vote.retryable if isinstance(vote, Refused) else branch.retryable
+    if branch.vote is VoteKind.REFUSED or type(vote) is Refused:
+        rendered["retryable"] = retryable
     if result is not None:
         rendered["result"] = json_value(result)
     claimed = branch.contradiction or tally.contradictions.get(branch.name)
@@ -112,15 +113,10 @@ def participant(record: Participant) -> dict[str, Any]:
     return {"name": record.name, "url": record.url, "batch": record.batch}
 
 
+@lru_cache(maxsize=256)
 def date(at_ms: int | None) -> str | None:
-    """Milliseconds since 1970 as RFC 3339 has it."""
+    """Milliseconds since 1970 as RFC 3339 has it. Remembered, because what one command did has one date."""
     if at_ms is None:
         return None
     at_s, ms = divmod(min(max(at_ms, _FIRST_MS), LAST_MS), 1000)
-    return f"{_second(at_s)}.{ms:03d}Z"
-
-
-@lru_cache(maxsize=64)
-def _second(at_s: int) -> str:
-    """Most dates that are shown are of this second, or of the one before."""
-    return datetime.fromtimestamp(at_s, UTC).replace(tzinfo=None).isoformat()
+    return f"{datetime.fromtimestamp(at_s, UTC).replace(tzinfo=None).isoformat()}.{ms:03d}Z"
