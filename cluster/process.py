@@ -28,7 +28,8 @@ TERM_GRACE_S: Final = 10.0
 """Seconds that a process has between being asked to stop and being killed."""
 
 _KILL_WAIT_S: Final = 10.0
-_SIGNAL_S: Final = 5.0
+_SIGNAL_S: Final = 30.0
+"""Until a signal that cannot be caught has done its work: a thread that waits for a slow disk hears none before."""
 
 
 class ProcessTrouble(Exception):

@@ -17,9 +17,9 @@ async def whole_body(request: web.Request, limits: Limits) -> bytes:
     length = request.content_length
     if length is not None and length > limits.max_body_bytes:
         raise TooLarge(f"the body exceeds {limits.max_body_bytes} bytes (max_body_bytes)")
-    if request.content.is_eof():
-        return await request.read()  # nearly always it has come with the headers
     try:
+        if request.content.is_eof():
+            return await request.read()  # nearly always it has come with the headers
         async with asyncio.timeout(BODY_WITHIN_S):
             return await request.read()
     except TimeoutError as error:

@@ -76,6 +76,8 @@ class _Field:
                 if issubclass(option, Enum):
                     words |= {each.value: each for each in option}
         assert not words or str not in types, "a word would never become its enum"
+        assert types <= _PLAIN | {tuple} or words, "a record is nested as one of many"
+        assert tuple not in types or len(types) == 1, "there may be none of many, but not nothing in their place"
         return cls(name, frozenset(types), words, item, frozenset(types) & _PLAIN)
 
 
@@ -96,7 +98,7 @@ class RecordCodec:
         self._read: dict[type, Callable[[object], tuple[Any, ...]]] = {}
         """All fields of a record, and its kind behind them: of one field alone there would be no tuple."""
         self._nested: dict[type, tuple[int, ...]] = {}
-        """Places of what holds records, the tag's being 0."""
+        """Places of what holds lists, of records or of texts; the tag's is 0."""
         self._defaults: dict[type, tuple[object, ...]] = {}
         """The tag has none."""
         self._known: dict[int, tuple[type, dict[tuple[type, ...], tuple[tuple[int, _Field], ...]]]] = {
@@ -126,14 +128,17 @@ class RecordCodec:
                 plain[at] = [item if type(item) is str else self.to_plain(item) for item in plain[at]]
         return plain
 
-    def from_plain(self, plain: object) -> Any:
-        """The record that `to_plain` was given. Raises `Malformed`."""
+    def from_plain(self, plain: object, wanted: type | None = None) -> Any:
+        """The record that `to_plain` was given; of the kind that is wanted, if one is. Raises `Malformed`."""
         if type(plain) is not list or not plain or type(plain[0]) is not int:
             raise Malformed(f"not a tagged record: {_shown(plain)}")
         known = self._known.get(plain[0])
         if known is None:
             raise Newer(f"unknown record tag {plain[0]}")
         kind, conversions = known
+        if wanted is not None and kind is not wanted:
+            # Before what is in it is looked at: so how deep decoding goes is up to the records, and never to the bytes.
+            raise Malformed(f"{kind.__name__} where {wanted.__name__} should be")
         values = plain[1:]
         shape = (*map(type, values),)
         to_convert = conversions.get(shape)
@@ -153,11 +158,18 @@ class RecordCodec:
             if type(value) in field.plain:
                 continue
             if not (type(value) is list and field.item is not None) and not (isinstance(value, str) and field.words):
+                self._refuse_newer(kind, to_convert, values)
                 raise Malformed(f"{kind.__name__}.{field.name} cannot be {_shown(value)}")
             to_convert.append((at, field))
         if MISSING in self._defaults[kind][len(values) + 1 :]:
+            self._refuse_newer(kind, to_convert, values)
             raise Malformed(f"{kind.__name__} lacks {known[len(values)].name}")
         return tuple(to_convert)
+
+    def _refuse_newer(self, kind: type, to_convert: list[tuple[int, _Field]], values: list[Any]) -> None:
+        """The fields speak in their order: what is only known to newer software counts, if it stands before a fault."""
+        for at, field in to_convert:
+            self._value(kind, field, values[at])
 
     def _value(self, kind: type, field: _Field, plain: Any) -> object:
         if isinstance(plain, str):
@@ -165,13 +177,12 @@ class RecordCodec:
             if word is None:
                 raise Newer(f"{kind.__name__}.{field.name}: {_shown(plain)} is not known")
             return word
-        # The only nesting there is: how deep decoding goes is up to the records, and never to the bytes.
-        parts = plain if field.item is str else [self.from_plain(part) for part in plain]
-        for part in parts:
-            if type(part) is not field.item:
-                assert field.item is not None, "a list is taken for nothing else"
-                raise Malformed(f"{kind.__name__}.{field.name} holds something else than {field.item.__name__}")
-        return tuple(parts)
+        if field.item is not str:
+            return tuple([self.from_plain(part, field.item) for part in plain])
+        for part in plain:
+            if type(part) is not str:
+                raise Malformed(f"{kind.__name__}.{field.name} holds something else than texts")
+        return tuple(plain)
 
 
 def _shown(value: object) -> str:

@@ -13,8 +13,9 @@ what `owed` says, note what is heard in the tally, propose what `decide` wishes.
 Nothing here decides. What is proposed is a wish; what is performed comes from applied state; and the rules for both are
 in `coordinator.protocol`.
 
-Group commit: entries that wait are proposed together as one command. While `COMMANDS_UNDER_WAY` of them are on their
-way through the log, what arrives waits and becomes the next one.
+Group commit: entries that wait are proposed together as one command, a few turns of the loop after the first of them if
+each turn brings more. While `COMMANDS_UNDER_WAY` of them are on their way through the log, what arrives waits and
+becomes the next one.
 """
 
 import asyncio
@@ -88,7 +89,8 @@ second command would hardly arrive sooner than as a part of the next one, and co
 
 TURNS_FOR_COMPANY: Final = 5
 """How many turns of the loop a command waits at most, as long as each of them brings more for it. What has arrived at
-the node meanwhile comes along; where nothing has, a turn takes no time, and the command leaves at once."""
+the node meanwhile comes along; where nothing has, the command leaves after one turn, which takes no time then. What
+nobody waits for (`Ended`) is no company to wait for."""
 
 ENDED_WAITS_S: Final = 0.05
 """How long an `Ended` may wait for company. Nobody waits for it, so it travels with the next entry that somebody does
@@ -120,6 +122,9 @@ class NewTransaction:
     key: str | None
     body_hash: bytes | None
     active: bool = False
+
+    def __post_init__(self) -> None:
+        assert (self.key is None) == (self.body_hash is None), "whoever has a key is told that its body differs"
 
 
 @dataclass(slots=True, eq=False)
@@ -411,9 +416,9 @@ class Driver:
     async def _wait(self, waiters: dict[str, list[asyncio.Future[None]]], gid: str, timeout_s: float) -> None:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        waiters.setdefault(gid, []).append(future)
         # When it is over, the caller looks at the transaction, whatever it has come to.
         timer = loop.call_later(timeout_s, _done, future)
+        waiters.setdefault(gid, []).append(future)
         try:
             await future
         finally:

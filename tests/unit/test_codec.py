@@ -12,6 +12,7 @@ from coordinator.codec import (
     JSON_TYPE,
     MSGPACK_TYPE,
     Malformed,
+    Newer,
     RecordCodec,
     answer_from_wire,
     answer_to_wire,
@@ -171,6 +172,35 @@ def nested(depth):
 )
 def test_what_is_no_entry_is_malformed(plain):
     with pytest.raises(Malformed):
+        ENTRIES.from_plain(plain)
+
+
+@pytest.mark.parametrize(
+    ("plain", "is_newer"),
+    [
+        ([99], True),
+        ([7, GID, 1], True),
+        ([4, GID, "perhaps"], True),
+        ([4, GID, "perhaps", None, 5], True),
+        ([2, GID, "2pc", [[3, "a", "a", b"", "new"]]], True),
+        ([2, GID, "2pc", [[99]], 5, 7], True),
+        ([4, GID], False),
+        ([4, GID, 5, None, False, [[99]]], False),
+        ([2, GID, "2pc", [[7, GID]], 5], False),
+        ([2, GID, "2pc", [[7, GID, 1]], 5], False),
+    ],
+)
+def test_what_stands_first_says_whether_newer_software_may_have_written_it(plain, is_newer):
+    with pytest.raises(Malformed) as caught:
+        ENTRIES.from_plain(plain)
+    assert isinstance(caught.value, Newer) is is_newer
+
+
+def test_how_deep_decoding_goes_is_not_up_to_the_bytes():
+    plain = [2, GID, "2pc", [], 5]
+    for _ in range(5000):
+        plain = [2, GID, "2pc", [plain], 5]
+    with pytest.raises(Malformed, match="Begun where BranchPlan should be"):
         ENTRIES.from_plain(plain)
 
 

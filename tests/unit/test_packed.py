@@ -1,5 +1,6 @@
 """Transactions that have ended, as bytes: what is in comes out."""
 
+import msgpack
 import pytest
 
 from coordinator.packed import ended_at_of, is_committed, pack, unpack
@@ -39,6 +40,13 @@ def test_a_branch_comes_out_as_it_went_in(vote: VoteKind | None, field: str | No
     more = {} if field is None else {field: FIELDS[field]}
     txn = ended(Branch(name="a", participant=participant, vote=vote, **more), Branch(name="z", participant="z"))
     assert unpack("m", GID.number, pack(txn)) == txn
+
+
+def test_rows_of_today_are_read_for_ever() -> None:
+    txn = ended(Branch(name="a", participant="a", vote=VoteKind.PREPARED), Branch(name="z", participant="y"))
+    plain = [3, 1, 2, 1, 50, "2pc", None, None, None, [["a", 1], ["z", 0, "y"]]]
+    assert msgpack.unpackb(pack(txn)) == plain
+    assert unpack("m", GID.number, msgpack.packb(plain)) == txn
 
 
 def test_every_field_that_a_branch_keeps_is_tried() -> None:

@@ -230,6 +230,28 @@ async def test_when_the_leader_dies_the_next_one_is_asked(null: Participant) -> 
         assert len(third.node.ledger) == 1
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "decision"), [("/v1/transactions", BODY, "commit"), ("/v1/transactions/begin", {}, None)]
+)
+async def test_what_a_dead_leader_has_begun_is_found_again_without_a_key_of_the_client(
+    path: str, body: object, decision: str | None, null: Participant
+) -> None:
+    async with cluster() as (replicas, (leader, follower, _)):
+        await leader.register("stock", null.url)
+        replicas.hold = True
+        asking = asyncio.create_task(follower.call("POST", path, body))
+        await eventually(lambda: replicas.waiting)
+        replicas.logs["n1"].deaf = True
+        replicas.hold = False
+        replicas.commit_unheard()
+        replicas.lead("n2")
+        reply = await asking
+        assert (reply.status, reply.json["decision"]) == (200, decision)
+        assert "Outlast-Leader" not in reply.headers, "it is the leader itself by now"
+        assert reply.json["gid"].startswith("test-1-")
+        assert len(follower.node.ledger) == 1
+
+
 async def test_when_this_node_becomes_the_leader_it_does_the_work_itself(null: Participant) -> None:
     async with cluster() as (replicas, (leader, follower, _)):
         await leader.register("stock", null.url)
