@@ -20,7 +20,7 @@ becomes the next one.
 
 import asyncio
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -186,8 +186,8 @@ class Driver:
         """Sequences whose Begun had an unknown fate, and may come to be until a later one has begun."""
         self._last_begun = -1
         self._floors = Floors(ledger)
-        self._enlisting: Counter[str] = Counter()
-        """Branches whose Enlisted is on its way, by gid."""
+        self._enlisting: dict[str, list[str]] = {}
+        """Branches whose Enlisted is on its way, or has been applied and whoever asked does not know it yet, by gid."""
 
         self._outbox: deque[_Waiting] = deque()
         self._lazy: list[_Waiting] = []
@@ -354,17 +354,18 @@ class Driver:
         txn = self._to_advance(gid)
         if is_enlisted(txn, branch, participant):
             return txn
-        if len(txn.branches) + self._enlisting[gid] >= self._limits.max_branches:
+        others = {each.name for each in txn.branches}.union(self._enlisting.get(gid, ())) - {branch}
+        if len(others) >= self._limits.max_branches:
             raise Unprocessable(
                 f"{gid} has {self._limits.max_branches} branches (max_branches); {branch} was not enlisted",
                 code="too_many_branches",
             )
         self._check_participant(participant)
-        self._enlisting[gid] += 1
+        self._enlisting.setdefault(gid, []).append(branch)
         try:
             applied = await self._proposed(Enlisted(gid=gid, branch=branch, participant=participant), 300)
         finally:
-            self._enlisting[gid] -= 1
+            self._enlisting[gid].remove(branch)
             if not self._enlisting[gid]:
                 del self._enlisting[gid]
         match applied.verdict:

@@ -13,7 +13,7 @@ from cluster.replication.log import Leadership, NotProposed
 from coordinator.commands import decode_command, encode_command
 from coordinator.config import Limits, NodeConfig
 from coordinator.driver import COMMANDS_UNDER_WAY, TURNS_FOR_COMPANY, NewTransaction, _Waiting
-from coordinator.errors import Gone, NotFound, NotKnownYet, NotLeader, OutcomeUnknown
+from coordinator.errors import Gone, NotFound, NotKnownYet, NotLeader, OutcomeUnknown, Unprocessable
 from coordinator.ledger import Ledger
 from coordinator.protocol.entries import (
     Begun,
@@ -1057,6 +1057,26 @@ async def test_what_waits_becomes_few_commands(led: Led, null: Participant) -> N
     await asyncio.gather(*tasks)
     await eventually(lambda: not led.ledger.unfinished)
     assert led.replicas.proposed - before < 60, "1500 entries"
+
+
+async def test_a_branch_that_has_just_been_enlisted_counts_once(null: Participant) -> None:
+    async with on_hand(configs(NODES, limits=Limits(max_branches=2))[0]) as led:
+        await led.led()
+        await led.running.register("stock", null.url)
+        gid = (await led.driver.submit(replace(new(), active=True))).gid
+        led.replicas.hold = True
+        first = asyncio.create_task(led.driver.enlist(gid, "a", "stock"))
+        await eventually(lambda: led.replicas.waiting)
+        led.replicas.hold = False
+        led.replicas.commit()
+        assert len(led.ledger.get(gid).branches) == 1
+        assert not first.done(), "it is applied, and whoever asked for it has had no turn yet"
+        second = asyncio.create_task(led.driver.enlist(gid, "b", "stock"))
+        assert len((await second).branches) == 2
+        await first
+        with pytest.raises(Unprocessable, match="max_branches"):
+            await led.driver.enlist(gid, "c", "stock")
+        assert led.driver._enlisting == {}
 
 
 async def test_a_command_waits_for_what_comes_turn_by_turn_but_not_for_ever(led: Led, null: Participant) -> None:
