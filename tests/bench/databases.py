@@ -2,8 +2,9 @@
 
 Outlast commits on three nodes, with a participant in front of each database. The other coordinator
 (`tests.bench.naive`) keeps no log: one process in front of the same participants, so over the same connections
-and with the same statements. Both do the same work with all of the databases' durability on. They take turns, several
-times, because everything shares this machine; the ratio is of the medians.
+and with the same statements. Both do the same work with all of the databases' durability on. They take turns, because
+everything shares this machine, and its speed may change from one second to the next: in each round both have two, one
+of them first and last. The ratio is the median of those of the rounds.
 
 What would be possible at most is printed beside them: two-phase commit in the client's own process, with no service at
 all between it and the databases, and one database alone (`tests.bench.bare`).
@@ -19,7 +20,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,7 +35,8 @@ from tests.bench import accounts
 
 _PAIRS = {"postgres": ("postgres", "postgres"), "mariadb": ("mariadb", "mariadb"), "mixed": ("postgres", "mariadb")}
 _PAIRED = ("naive", "outlast")
-_WAYS = (*_PAIRED, "bare", "single")
+_ALONE = ("bare", "single")
+_WAYS = (*_PAIRED, *_ALONE)
 _NAMES = ("bank-a", "bank-b")
 
 
@@ -117,8 +119,10 @@ async def measure(pair: str, clients: Sequence[int], *, rounds: int, seconds: fl
             runs: dict[str, list[dict[str, Any]]] = {way: [] for way in _WAYS}
             plan = {"clients": at_once, "seconds": seconds}
             for number in range(rounds):
-                # Who comes first changes, so that neither always meets what the others have left behind.
-                for way in _WAYS if number % 2 == 0 else reversed(_WAYS):
+                # A speed that goes up or down all the time does so for both. Who comes first changes, so that neither
+                # always meets what the others have left behind.
+                one, other = _PAIRED if number % 2 == 0 else reversed(_PAIRED)
+                for way in (one, other, other, one, *_ALONE):
                     if way in _PAIRED:
                         url = naive.url if way == "naive" else (await cluster.wait_for_leader()).url
                         runs[way].append(await _load("tests.bench.load", {**plan, **_transfers(url)}))
@@ -130,7 +134,7 @@ async def measure(pair: str, clients: Sequence[int], *, rounds: int, seconds: fl
                 _commits(each) for way in (*_PAIRED, "bare") for each in runs[way]
             ):
                 raise SystemExit(f"the two databases hold {totals}: somebody has lost a transaction, or half of one")
-            rows.append({"pair": pair, "clients": at_once, "ratio": _ratio(runs), **runs})
+            rows.append({"pair": pair, "clients": at_once, "ratio": round(median(_ratios(runs)), 3), **runs})
             _print_row(rows[-1])
     return rows
 
@@ -152,9 +156,17 @@ def _per_second(runs: Sequence[dict[str, Any]]) -> float:
     return median(each["per_second"] for each in runs)
 
 
-def _ratio(runs: dict[str, list[dict[str, Any]]]) -> float:
-    naive = _per_second(runs["naive"])
-    return round(_per_second(runs["outlast"]) / naive, 3) if naive else 0.0
+def _ratios(runs: dict[str, Any]) -> list[float]:
+    """Of each round, in which both have had two turns; in ascending order."""
+    naive, outlast = (
+        [one["per_second"] + other["per_second"] for one, other in _by_two(runs[way])] for way in ("naive", "outlast")
+    )
+    return sorted(ours / theirs if theirs else 0.0 for ours, theirs in zip(outlast, naive, strict=True))
+
+
+def _by_two(turns: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Two and two."""
+    return zip(turns[::2], turns[1::2], strict=True)
 
 
 def _print_row(row: dict[str, Any]) -> None:
@@ -164,9 +176,7 @@ def _print_row(row: dict[str, Any]) -> None:
         p50_ms, p99_ms = (median(each[name] for each in runs) for name in ("p50_ms", "p99_ms"))
         parts.append(f"{_per_second(runs):>7.0f} {p50_ms:>8.2f} {p99_ms:>8.2f}")
     refused = sum(sum(each["outcomes"].values()) - _commits(each) for each in row["outlast"])
-    each_round = sorted(
-        one["per_second"] / other["per_second"] for one, other in zip(row["outlast"], row["naive"], strict=True)
-    )
+    each_round = _ratios(row)
     print(
         f"{' | '.join(parts)} | {refused:>4} | {row['ratio']:>5.2f} ({each_round[0]:.2f}-{each_round[-1]:.2f})",
         flush=True,
@@ -177,13 +187,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", choices=_PAIRS, default=list(_PAIRS))
     parser.add_argument("--clients", type=int, nargs="+", default=[16, 64])
-    parser.add_argument("--rounds", type=int, default=5, help="in each of which every way has one turn")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each turn, after a second of warming up")
+    parser.add_argument("--rounds", type=int, default=5, help="in each of which both coordinators have two turns")
+    parser.add_argument("--seconds", type=float, default=2.5, help="of each turn, after a second of warming up")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
     # The processes that are started here look for `tests.bench` too.
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
-    print(f"{os.cpu_count()} processors; medians of {arguments.rounds} turns of {arguments.seconds:g} s each")
+    print(f"{os.cpu_count()} processors; medians of {arguments.rounds} rounds, turns of {arguments.seconds:g} s each")
     titles = ("no log", "Outlast, three nodes", "no service at all", "one database alone")
     print(f"{'':<18} | {' | '.join(f'{title:^25}' for title in titles)} |")
     figures = f"{'tx/s':>7} {'p50 ms':>8} {'p99 ms':>8}"
