@@ -58,6 +58,17 @@ class Identity(NamedTuple):
         assert mine is not None, "a running process is found in /proc"
         return mine
 
+    @staticmethod
+    def read(word: str) -> "Identity":
+        """The inverse of `word`."""
+        pid, started = word.split(":")
+        return Identity(int(pid), int(started))
+
+    @property
+    def word(self) -> str:
+        """PID:STARTED, for command lines."""
+        return f"{self.pid}:{self.started}"
+
     @property
     def alive(self) -> bool:
         """Whether this very process still runs (or is stopped)."""
@@ -159,7 +170,7 @@ class Process:
         # -P: the folder that the user happens to be in must not shadow our packages.
         command = [sys.executable, "-P", "-m"]
         if self._tether is not None:
-            command += ["cluster.tether", f"{self._tether.pid}:{self._tether.started}"]
+            command += ["cluster.tether", self._tether.word]
         command += [self.program.module, *self.program.arguments, *more]
         self.program.log.parent.mkdir(parents=True, exist_ok=True)
         with self.program.log.open("ab") as log:

@@ -34,9 +34,8 @@ def _watch(owner: Identity) -> None:
 
 def main() -> None:
     """Watch the owner from a thread, and become the module."""
-    pid, _, started = sys.argv[1].partition(":")
-    module = sys.argv[2]
-    watcher = threading.Thread(target=_watch, args=(Identity(int(pid), int(started)),), name="tether", daemon=True)
+    owner, module = Identity.read(sys.argv[1]), sys.argv[2]
+    watcher = threading.Thread(target=_watch, args=(owner,), name="tether", daemon=True)
     watcher.start()
     sys.argv = [module, *sys.argv[3:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -6,10 +6,9 @@ No pickle, here or anywhere: what is decoded here can only become the records th
 import json
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
-from operator import attrgetter
 from types import UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
@@ -31,6 +30,7 @@ from coordinator.protocol.messages import (
     StaleEpoch,
     Stamp,
 )
+from coordinator.protocol.record import values_of
 
 JSON_TYPE: Final = "application/json"
 MSGPACK_TYPE: Final = "application/msgpack"
@@ -55,12 +55,11 @@ class _Field:
     """What a record's field may hold, read off its annotation."""
 
     name: str
-    types: frozenset[type]
     words: Mapping[object, Enum]
     """What an enum's values are on the wire, if it may be one."""
     item: type | None
     plain: frozenset[type]
-    """Of those types, the ones that msgpack has itself."""
+    """Types that are on the wire as they are."""
 
     @classmethod
     def of(cls, name: str, hint: Any) -> "_Field":
@@ -78,7 +77,7 @@ class _Field:
         assert not words or str not in types, "a word would never become its enum"
         assert types <= _PLAIN | {tuple} or words, "a record is nested as one of many"
         assert tuple not in types or len(types) == 1, "there may be none of many, but not nothing in their place"
-        return cls(name, frozenset(types), words, item, frozenset(types) & _PLAIN)
+        return cls(name, words, item, frozenset(types) & _PLAIN)
 
 
 class RecordCodec:
@@ -95,8 +94,6 @@ class RecordCodec:
     def __init__(self, types: Mapping[int, type]) -> None:
         self._tags = {record: tag for tag, record in types.items()}
         self._fields: dict[type, tuple[_Field, ...]] = {}
-        self._read: dict[type, Callable[[object], tuple[Any, ...]]] = {}
-        """All fields of a record, and its kind behind them: of one field alone there would be no tuple."""
         self._nested: dict[type, tuple[int, ...]] = {}
         """Places of what holds lists, of records or of texts; the tag's is 0."""
         self._defaults: dict[type, tuple[object, ...]] = {}
@@ -111,15 +108,13 @@ class RecordCodec:
         for record in self._tags:
             hints = get_type_hints(record)
             self._fields[record] = tuple(_Field.of(f.name, hints[f.name]) for f in fields(record))
-            self._read[record] = attrgetter(*[f.name for f in fields(record)], "__class__")
             self._nested[record] = tuple(at for at, field in enumerate(self._fields[record], 1) if field.item)
             self._defaults[record] = (MISSING, *[f.default for f in fields(record)])
 
     def to_plain(self, record: object) -> list[Any]:
         """Nested lists that msgpack can hold."""
         kind = type(record)
-        plain = [self._tags[kind], *self._read[kind](record)]
-        del plain[-1]
+        plain = [self._tags[kind], *values_of(record)]
         defaults = self._defaults[kind]
         while plain[-1] == defaults[len(plain) - 1]:
             plain.pop()

@@ -180,11 +180,14 @@ class Ledger:
     def _apply_entry(self, header: Header, entry: Entry) -> Applied:
         if header.epoch < self.epoch:
             return Applied(entry=entry, verdict=Verdict.FENCED)
+        # Nothing that is understood is above `NEWEST`.
         if self.level < NEWEST and level_of(entry) > self.level and not isinstance(entry, Raised):
             return Applied(entry=entry, verdict=Verdict.TOO_EARLY)
         match entry:  # what every transaction comes by stands first
-            case Begun() | Decided() | Ended():
-                return self._begin(header, entry) if type(entry) is Begun else self._advance(header, entry)
+            case Begun():
+                return self._begin(header, entry)
+            case Decided() | Ended():
+                return self._advance(header, entry)
             case TookOver():
                 return self._take_over(header, entry)
             case Opened():

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -26,8 +27,7 @@ _USED_S: Final = 60.0
 
 def watch_over(mounted: Sequence[Path], folders: Sequence[Path]) -> subprocess.Popen[bytes]:
     """A process that does so should this one be killed. End it when there is nothing left to do."""
-    mine = Identity.mine()
-    words = [f"{mine.pid}:{mine.started}", *map(str, mounted), "--", *map(str, folders)]
+    words = [Identity.mine().word, *map(str, mounted), "--", *map(str, folders)]
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "cluster.chaos.leftovers", *words], stdin=subprocess.DEVNULL, process_group=0
     )
@@ -40,8 +40,8 @@ def users(folder: Path) -> list[int]:
 
 def tethered(owner: Identity) -> list[Identity]:
     """All who are to end when `owner` has."""
-    tether = ["cluster.tether", f"{owner.pid}:{owner.started}"]
-    found = (Identity.of(pid) for pid in _others() if _words(pid)[3:5] == tether)
+    tether = ("cluster.tether", owner.word)
+    found = (Identity.of(pid) for pid in _others() if tether in pairwise(_words(pid)))
     return [identity for identity in found if identity is not None]
 
 
@@ -78,7 +78,7 @@ def main() -> None:
     """Look until the owner is gone."""
     words = sys.argv[2:]
     mounted, folders = words[: words.index("--")], words[words.index("--") + 1 :]
-    owner = Identity(*map(int, sys.argv[1].split(":")))
+    owner = Identity.read(sys.argv[1])
     while owner.alive:
         time.sleep(_LOOK_S)
     for place in mounted:

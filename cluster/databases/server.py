@@ -142,7 +142,7 @@ class DatabaseServer(ABC):
         server, owner = Identity.of(pid), Identity.mine()
         if server is None:
             return
-        words = [f"{each.pid}:{each.started}" for each in (owner, server)]
+        words = [owner.word, server.word]
         self._watch = subprocess.Popen(
             [sys.executable, "-P", "-m", "cluster.databases.watch", *words, str(int(self.stop_signal))],
             stdin=subprocess.DEVNULL,

@@ -21,7 +21,7 @@ GRACE_S: Final = 10.0
 
 def main() -> None:
     """Look until one of the two is gone."""
-    owner, server = (Identity(*map(int, word.split(":"))) for word in sys.argv[1:3])
+    owner, server = map(Identity.read, sys.argv[1:3])
     while owner.alive and server.alive:
         time.sleep(LOOK_S)
     if not server.signal(signal.Signals(int(sys.argv[3]))):

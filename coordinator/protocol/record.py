@@ -12,12 +12,13 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar, dataclass_transform
 
-__all__ = ["record", "replace"]
+__all__ = ["record", "replace", "values_of"]
 
 _Record = TypeVar("_Record")
 
 _SHAPES: Final[dict[type, tuple[Callable[[Any], tuple[Any, ...]], dict[str, int]]]] = {}
-"""By kind: what reads all fields at once, and the kind behind them; and the places of the fields."""
+"""By kind: what reads all fields at once, and the kind behind them (of one field alone it would make no tuple); and the
+places of the fields."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -28,6 +29,13 @@ def record(kind: type[_Record]) -> type[_Record]:
     names = [field.name for field in fields(made)]  # type: ignore[arg-type]  # it is a dataclass now
     _SHAPES[made] = attrgetter(*names, "__class__"), {name: place for place, name in enumerate(names)}
     return made
+
+
+def values_of(record: object) -> list[Any]:
+    """What its fields hold, in their order."""
+    read, _places = _SHAPES[type(record)]
+    *values, _kind = read(record)
+    return values
 
 
 def _replace(record: _Record, /, **changes: Any) -> _Record:

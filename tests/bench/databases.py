@@ -20,7 +20,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -159,14 +159,10 @@ def _per_second(runs: Sequence[dict[str, Any]]) -> float:
 def _ratios(runs: dict[str, Any]) -> list[float]:
     """Of each round, in which both have had two turns; in ascending order."""
     naive, outlast = (
-        [one["per_second"] + other["per_second"] for one, other in _by_two(runs[way])] for way in ("naive", "outlast")
+        [one["per_second"] + other["per_second"] for one, other in zip(runs[way][::2], runs[way][1::2], strict=True)]
+        for way in _PAIRED
     )
     return sorted(ours / theirs if theirs else 0.0 for ours, theirs in zip(outlast, naive, strict=True))
-
-
-def _by_two(turns: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Two and two."""
-    return zip(turns[::2], turns[1::2], strict=True)
 
 
 def _print_row(row: dict[str, Any]) -> None:

@@ -213,17 +213,21 @@ async def test_a_request_is_passed_on_once_whoever_is_thought_to_lead() -> None:
             assert reply.headers["Retry-After"] == "1"
 
 
+async def commits_and_dies(replicas: Replicas, successor: str) -> None:
+    """What n1 proposes is held until now: it is committed, and n1 dies before it can say so."""
+    await eventually(lambda: replicas.waiting)
+    replicas.logs["n1"].deaf = True
+    replicas.hold = False
+    replicas.commit_unheard()
+    replicas.lead(successor)
+
+
 async def test_when_the_leader_dies_the_next_one_is_asked(null: Participant) -> None:
     async with cluster() as (replicas, (leader, follower, third)):
         await leader.register("stock", null.url)
         replicas.hold = True
         asking = asyncio.create_task(follower.submit("stock", key="k"))
-        await eventually(lambda: replicas.waiting)
-        # It is committed, and its proposer dies before it can say so.
-        replicas.logs["n1"].deaf = True
-        replicas.hold = False
-        replicas.commit_unheard()
-        replicas.lead("n3")
+        await commits_and_dies(replicas, successor="n3")
         reply = await asking
         assert (reply.status, reply.json["decision"]) == (200, "commit")
         assert reply.headers["Outlast-Leader"] == third.url
@@ -240,11 +244,7 @@ async def test_what_a_dead_leader_has_begun_is_found_again_without_a_key_of_the_
         await leader.register("stock", null.url)
         replicas.hold = True
         asking = asyncio.create_task(follower.call("POST", path, body))
-        await eventually(lambda: replicas.waiting)
-        replicas.logs["n1"].deaf = True
-        replicas.hold = False
-        replicas.commit_unheard()
-        replicas.lead("n2")
+        await commits_and_dies(replicas, successor="n2")
         reply = await asking
         assert (reply.status, reply.json["decision"]) == (200, decision)
         assert "Outlast-Leader" not in reply.headers, "it is the leader itself by now"
