@@ -6,6 +6,7 @@ No pickle, here or anywhere: what is decoded here can only become the records th
 import json
 import re
 import reprlib
+from _json import encode_basestring_ascii, make_encoder
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
@@ -193,13 +194,24 @@ def _refuse_constant(name: str) -> None:
 
 
 # Made once: `json.dumps` and `json.loads` would make new ones each time, which takes longer than most of our texts.
-_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+# `JSONEncoder.encode` does, too: it makes this one. Without markers, what holds itself is a RecursionError.
+_ENCODER: Final = make_encoder(
+    None,  # markers
+    json.JSONEncoder().default,
+    encode_basestring_ascii,
+    None,  # indent
+    ":",
+    ",",
+    False,  # sort_keys
+    False,  # skipkeys
+    False,  # allow_nan
+)
 _DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def json_bytes(value: object) -> bytes:
     """Compact JSON text, ASCII only (so that a lone surrogate survives), and never NaN."""
-    return _ENCODER.encode(value).encode()
+    return "".join(_ENCODER(value, 0)).encode()
 
 
 def _json_bytes_of_foreign(value: object) -> bytes:

@@ -75,6 +75,7 @@ from coordinator.protocol.entries import (
     Unregistered,
 )
 from coordinator.protocol.messages import Answer, Gid, Prepare, Stamp
+from coordinator.protocol.record import record
 from coordinator.protocol.registry import PROTOCOLS
 from coordinator.protocol.transaction import NOTHING_HEARD, Decision, Tally, Transaction
 from coordinator.refusals import being_found_out, is_enlisted, is_resolved, other_branches, unknown_participant
@@ -109,7 +110,7 @@ SURVEYED_AT_ONCE: Final = 500
 """Transactions that are counted for the metrics before others get their turn."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class NewTransaction:
     """What a client asks for, validated. `active`: it will enlist the branches itself, one by one.
 

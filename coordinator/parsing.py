@@ -128,7 +128,7 @@ def _branches(value: object, limits: Limits) -> tuple[BranchPlan, ...]:
         raise Unprocessable("branches is empty: a transaction has at least one", code="no_branches")
     if len(value) > limits.max_branches:
         raise _too_many_branches(len(value), limits)
-    plans = tuple(_branch(item, f"branches[{index}]", limits) for index, item in enumerate(value))
+    plans = tuple([_branch(item, f"branches[{index}]", limits) for index, item in enumerate(value)])
     names = [plan.name for plan in plans]
     for name in names:
         if names.count(name) > 1:
@@ -163,7 +163,7 @@ def _names(value: Mapping[str, Any], where: str) -> tuple[str, str]:
     if not isinstance(participant, str) or not valid_name(participant):
         raise Unprocessable(f"{where}.participant must be the name of a registered participant")
     name = value.get("branch", participant)
-    if not isinstance(name, str) or not valid_name(name):
+    if name is not participant and (not isinstance(name, str) or not valid_name(name)):
         raise Unprocessable(
             f"{where}.branch must be 1 to {MAX_NAME} lower-case letters, digits and inner hyphens, letter first"
         )

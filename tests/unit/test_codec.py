@@ -1,6 +1,8 @@
 """Bytes to records and back, and the participants' wire: round trips, and what strangers may send."""
 
 import contextlib
+import json
+import math
 import reprlib
 
 import msgpack
@@ -276,6 +278,35 @@ JSON = st.recursive(
 @given(JSON)
 def test_json_text_round_trips(value):
     assert json_value(json_bytes(value)) == value
+
+
+@ANY
+@given(JSON)
+def test_json_text_is_that_of_the_standard_library(value):
+    assert json_bytes(value) == json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+ENDLESS: list[object] = []
+ENDLESS.append(ENDLESS)
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (b"bytes", TypeError),
+        ({b"bytes": 1}, TypeError),
+        ([{"set": set()}], TypeError),
+        (math.nan, ValueError),
+        ([-math.inf], ValueError),
+        (ENDLESS, RecursionError),
+    ],
+    ids=reprlib.repr,
+)
+def test_what_json_lacks_is_refused_every_time(value, error):
+    for _ in range(2):
+        with pytest.raises(error):
+            json_bytes(value)
+    assert json_bytes([1]) == b"[1]"
 
 
 def test_a_lone_surrogate_survives():
