@@ -1,4 +1,4 @@
-"""Records as clients see them."""
+"""Records as clients see them. Words of an enumeration are texts already, and go into JSON as such."""
 
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -20,8 +20,8 @@ def transaction(txn: Transaction, tally: Tally, waiting: tuple[Waiting, ...] | N
     rendered: dict[str, Any] = {
         "gid": txn.gid,
         "protocol": txn.protocol,
-        "state": txn.state.value,
-        "decision": None if txn.decision is None else txn.decision.value,
+        "state": txn.state,
+        "decision": txn.decision,
         "reason": txn.reason,
         "retryable": txn.retryable,
         "epoch": txn.epoch,
@@ -33,14 +33,14 @@ def transaction(txn: Transaction, tally: Tally, waiting: tuple[Waiting, ...] | N
     if waiting is not None:
         rendered["waiting_for"] = [_waiting(each) for each in waiting]
     if (heuristic := txn.heuristic) is not None:
-        rendered["heuristic"] = heuristic.value
+        rendered["heuristic"] = heuristic
         rendered["acknowledged_at"] = date(txn.acknowledged_at)
     return rendered
 
 
 def _waiting(each: Waiting) -> dict[str, Any]:
     return {
-        "for": each.awaited.value,
+        "for": each.awaited,
         "branch": each.branch,
         "participant": each.participant,
         "trouble": each.trouble,
@@ -77,7 +77,7 @@ def _branch(txn: Transaction, branch: Branch, tally: Tally) -> dict[str, Any]:
         rendered["reason"] = f"the participant says that the branch is {claimed}, against the decision"
     if branch.resolved is not None:
         rendered["resolved"] = {
-            "outcome": branch.resolved.value,
+            "outcome": branch.resolved,
             "at": date(branch.resolved_at),
             "note": branch.note,
         }
@@ -99,7 +99,7 @@ def branch_state(txn: Transaction, branch: Branch, tally: Tally) -> str:
             case _:
                 return "preparing"
     if branch.vote is VoteKind.READ_ONLY or branch.vote is VoteKind.REFUSED:
-        return branch.vote.value
+        return branch.vote
     if branch.resolved is not None:
         return "committed" if branch.resolved is Decision.COMMIT else "aborted"
     finished = txn.ended_at is not None or branch.name in tally.acked
