@@ -16,10 +16,13 @@ async def whole_body(request: web.Request, limits: Limits) -> bytes:
     """All of it. Raises `TooLarge`, `SlowBody`, `BadRequest`."""
     length = request.content_length
     if length is not None and length > limits.max_body_bytes:
-        raise TooLarge(f"the body exceeds {limits.max_body_bytes} bytes (max_body_bytes)")
+        raise _too_large(limits)
     try:
         if request.content.is_eof():
-            return await request.read()  # nearly always it has come with the headers
+            body = request.content.read_nowait()  # nearly always it has come with the headers
+            if len(body) > limits.max_body_bytes:
+                raise _too_large(limits)
+            return body
         async with asyncio.timeout(BODY_WITHIN_S):
             return await request.read()
     except TimeoutError as error:
@@ -27,3 +30,7 @@ async def whole_body(request: web.Request, limits: Limits) -> bytes:
     except ConnectionError as error:
         # Nobody is there to hear it; but it is no defect of this node either, and none must be logged.
         raise BadRequest("the connection ended before the body did") from error
+
+
+def _too_large(limits: Limits) -> TooLarge:
+    return TooLarge(f"the body exceeds {limits.max_body_bytes} bytes (max_body_bytes)")

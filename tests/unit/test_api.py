@@ -461,6 +461,19 @@ async def test_a_body_of_unknown_length_is_bounded_too(shop: RunningNode) -> Non
         assert (await response.json(content_type=None))["code"] == "too_large"
 
 
+async def test_a_body_of_unknown_length_that_is_there_at_once_is_bounded_too() -> None:
+    limits = Limits(max_body_bytes=1000, max_payload_bytes=1000)
+    async with running(configs(limits=limits)[0]) as node:
+        for size, status in ((1000, 400), (1001, 413)):
+            reader, writer = await dial(node)
+            head = b"POST /v1/transactions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+            writer.write(head + b"%x\r\n%b\r\n0\r\n\r\n" % (size, b" " * size))
+            async with asyncio.timeout(10):
+                answer = await reader.readuntil(b"\r\n")
+            writer.close()
+            assert answer.startswith(b"HTTP/1.1 %d " % status)
+
+
 @pytest.mark.parametrize("call", ["POST /v1/transactions", "PUT /v1/reconciliation", "PUT /v1/participants/stock"])
 async def test_a_body_that_trickles_in_is_cut_off(
     shop: RunningNode, monkeypatch: pytest.MonkeyPatch, call: str
@@ -774,6 +787,18 @@ async def test_tokens() -> None:
         assert (reply.status, reply.code) == (403, "forbidden"), "who asks comes before what is asked"
         for right in (f"Bearer {TOKEN}", f"bearer {TOKEN}"):
             assert (await node.call("GET", "/v1/cluster", headers={"Authorization": right})).status == 200
+
+
+async def test_who_may_not_ask_is_not_asked_for_a_body() -> None:
+    async with running(configs(token=TOKEN)[0]) as node:
+        for token, answer in ((b"wrong", b"HTTP/1.1 403 "), (TOKEN.encode(), b"HTTP/1.1 100 ")):
+            reader, writer = await dial(node)
+            writer.write(
+                POST + b"Expect: 100-continue\r\nContent-Length: 2\r\nAuthorization: Bearer %b\r\n\r\n" % token
+            )
+            async with asyncio.timeout(10):
+                assert (await reader.readuntil(b"\r\n")).startswith(answer)
+            writer.close()
 
 
 async def test_pages_of_other_sites_may_not_use_a_node(shop: RunningNode) -> None:
