@@ -7,7 +7,7 @@ import json
 import re
 import reprlib
 from _json import encode_basestring_ascii, make_encoder
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
 from types import UnionType
@@ -81,6 +81,13 @@ class _Field:
         return cls(name, words, item, frozenset(types) & _PLAIN)
 
 
+_pack: Final = msgpack.Packer().pack
+"""`msgpack.packb` makes a packer each time, which takes as long as to pack a few words."""
+
+_Reading = tuple[type, tuple[tuple[int, _Field], ...]]
+"""The kind of record, and those of its fields that are something else on the wire."""
+
+
 class RecordCodec:
     """Records (see `record.py`) to msgpack arrays and back, by a table of tags.
 
@@ -92,20 +99,22 @@ class RecordCodec:
     may have added: `Newer` tells them from what nobody can have written.
     """
 
-    def __init__(self, types: Mapping[int, type]) -> None:
+    def __init__(self, types: Mapping[int, type], *, recurring: Collection[type] = ()) -> None:
+        """recurring: parts that come again and again, the same ones in most records that have any."""
+        self._recurring = frozenset(recurring)
+        self._recent_parts: dict[bytes, tuple[Any, ...]] = {}
+        """By what they are packed: so what is equal, but of another type, is not taken for them."""
+        self._recent_plain: dict[int, tuple[object, list[Any]]] = {}
+        """By the identity of the parts."""
         self._tags = {record: tag for tag, record in types.items()}
         self._fields: dict[type, tuple[_Field, ...]] = {}
         self._nested: dict[type, tuple[int, ...]] = {}
         """Places of what holds lists, of records or of texts; the tag's is 0."""
         self._defaults: dict[type, tuple[object, ...]] = {}
         """The tag has none."""
-        self._known: dict[int, tuple[type, dict[tuple[type, ...], tuple[tuple[int, _Field], ...]]]] = {
-            tag: (record, {}) for tag, record in types.items()
-        }
-        """By tag: what it stands for, and by the types of its fields on the wire: those that are to be converted.
-
-        Only what was once found to be right is in there, so it stays small.
-        """
+        self._kinds = dict(types)
+        self._readings: dict[tuple[type, ...], dict[int, _Reading]] = {}
+        """By the types on the wire, and the tag. Only what was found to be right is in there, so it stays small."""
         for record in self._tags:
             hints = get_type_hints(record)
             self._fields[record] = tuple(_Field.of(f.name, hints[f.name]) for f in fields(record))
@@ -121,28 +130,48 @@ class RecordCodec:
             plain.pop()
         for at in self._nested[kind]:
             if at < len(plain):
-                plain[at] = [item if type(item) is str else self.to_plain(item) for item in plain[at]]
+                parts = plain[at]
+                recent = self._recent_plain.get(id(parts))
+                plain[at] = recent[1] if recent is not None and recent[0] is parts else self._plain_parts(parts)
+        return plain
+
+    def _plain_parts(self, parts: tuple[Any, ...]) -> list[Any]:
+        plain = [part if type(part) is str else self.to_plain(part) for part in parts]
+        if parts and type(parts[0]) in self._recurring and len(_pack(plain)) <= _RECENT_BYTES:
+            _make_room(self._recent_plain)
+            self._recent_plain[id(parts)] = parts, plain
         return plain
 
     def from_plain(self, plain: object, wanted: type | None = None) -> Any:
         """The record that `to_plain` was given; of the kind that is wanted, if one is. Raises `Malformed`."""
-        if type(plain) is not list or not plain or type(plain[0]) is not int:
+        if type(plain) is not list:
             raise Malformed(f"not a tagged record: {_shown(plain)}")
-        known = self._known.get(plain[0])
-        if known is None:
-            raise Newer(f"unknown record tag {plain[0]}")
-        kind, conversions = known
+        shape = tuple(map(type, plain))
+        readings = self._readings.get(shape)
+        reading = None if readings is None else readings.get(plain[0])
+        if reading is None:
+            reading = self._learn(shape, plain, wanted)
+        kind, to_convert = reading
         if wanted is not None and kind is not wanted:
             # Before what is in it is looked at: so how deep decoding goes is up to the records, and never to the bytes.
             raise Malformed(f"{kind.__name__} where {wanted.__name__} should be")
         values = plain[1:]
-        shape = (*map(type, values),)
-        to_convert = conversions.get(shape)
-        if to_convert is None:
-            to_convert = conversions[shape] = self._to_convert(kind, values)
         for at, field in to_convert:
             values[at] = self._value(kind, field, values[at])
         return kind(*values)
+
+    def _learn(self, shape: tuple[type, ...], plain: list[Any], wanted: type | None) -> "_Reading":
+        """How what looks like this is read. Raises `Malformed` where it cannot be a record, or not one of that kind."""
+        if not plain or type(plain[0]) is not int:
+            raise Malformed(f"not a tagged record: {_shown(plain)}")
+        kind = self._kinds.get(plain[0])
+        if kind is None:
+            raise Newer(f"unknown record tag {plain[0]}")
+        if wanted is not None and kind is not wanted:
+            raise Malformed(f"{kind.__name__} where {wanted.__name__} should be")
+        reading = kind, self._to_convert(kind, plain[1:])
+        self._readings.setdefault(shape, {})[plain[0]] = reading
+        return reading
 
     def _to_convert(self, kind: type, values: list[Any]) -> tuple[tuple[int, _Field], ...]:
         """Which of the fields are not what they are on the wire. Raises `Malformed` where one cannot be what it is."""
@@ -174,11 +203,38 @@ class RecordCodec:
                 raise Newer(f"{kind.__name__}.{field.name}: {_shown(plain)} is not known")
             return word
         if field.item is not str:
-            return tuple([self.from_plain(part, field.item) for part in plain])
+            return self._parts(field.item, plain)
         for part in plain:
             if type(part) is not str:
                 raise Malformed(f"{kind.__name__}.{field.name} holds something else than texts")
         return tuple(plain)
+
+    def _parts(self, kind: type | None, plain: list[Any]) -> tuple[Any, ...]:
+        if kind in self._recurring:
+            try:
+                packed = _pack(plain)
+            except ValueError:
+                packed = b""  # nested too deeply for it, so these are no parts: to be told so below
+            parts = self._recent_parts.get(packed)
+            if parts is not None:
+                return parts
+        parts = tuple([self.from_plain(part, kind) for part in plain])
+        if kind in self._recurring and len(packed) <= _RECENT_BYTES:
+            _make_room(self._recent_parts)
+            self._recent_parts[packed] = parts
+        return parts
+
+
+_RECENT: Final = 1024
+"""How many lists of recurring parts are remembered."""
+
+_RECENT_BYTES: Final = 512
+"""Longer ones are not: most of it is what a participant has answered, which hardly comes again."""
+
+
+def _make_room(recent: dict[Any, Any]) -> None:
+    if len(recent) >= _RECENT:
+        recent.clear()
 
 
 def _shown(value: object) -> str:

@@ -59,7 +59,8 @@ ENTRIES: Final = RecordCodec(
         18: Sealed,
         19: Resolved,
         20: Acknowledged,
-    }
+    },
+    recurring={BranchVote},
 )
 
 

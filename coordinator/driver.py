@@ -887,7 +887,7 @@ class Driver:
         running = self._running.pop(gid, None)
         if running is not None:
             self._undecided -= 1
-            self._floors.closed(_number(running.txn))
+            self._floors.closed(self._number(running.txn))
             self._deadlines.cancel(gid)
             # It may have been released, and its participants asked to prepare it.
             self._released.discard(gid)
@@ -906,7 +906,7 @@ class Driver:
         running = self._running.get(txn.gid)
         if running is None:
             if txn.ended_at is None:
-                self._floors.name(_number(txn), txn.branches)
+                self._floors.name(self._number(txn), txn.branches)
                 self._adopt(txn)
             return
         if running.txn.active:
@@ -926,10 +926,15 @@ class Driver:
         self._consider(running)
 
     def _active_advanced(self, before: Transaction, txn: Transaction) -> None:
-        number = _number(txn)
+        number = self._number(txn)
         self._floors.name(number, txn.branches[len(before.branches) :])
         if not txn.active:
             self._floors.closed(number)
+
+    def _number(self, txn: Transaction) -> int:
+        number = Gid.number_in(self._config.cluster, txn.gid)
+        assert number is not None, "it is applied"
+        return number
 
     def _has_begun(self, entry: Beginning, result: Applied) -> None:
         """A Begun, or an Opened, is in the log, whatever it did there: it is not on its way any more."""
@@ -955,7 +960,7 @@ class Driver:
             self._undecided += 1
             self._metrics.begun.inc()
         if txn.active:
-            self._floors.opened(_number(txn))
+            self._floors.opened(self._number(txn))
         if self._is_held(txn):
             return
         self._perform(running)
@@ -1241,12 +1246,6 @@ def _beginning(gid: str, new: NewTransaction) -> Beginning:
         key=new.key,
         body_hash=new.body_hash,
     )
-
-
-def _number(txn: Transaction) -> int:
-    gid = Gid.parse(txn.gid)
-    assert gid is not None, "it is applied"
-    return gid.number
 
 
 def _resolve(waiters: dict[str, list[asyncio.Future[None]]], gid: str) -> None:

@@ -194,8 +194,12 @@ class Ledger:
                 return self._begin(header, entry)
             case Enlisted() if entry.participant not in self.participants:
                 return Applied(entry=entry, verdict=Verdict.UNKNOWN_PARTICIPANT, detail=entry.participant)
-            case Enlisted() | Sealed() | ContradictionSeen() | Resolved() | Acknowledged():
+            case Enlisted() | Sealed() | ContradictionSeen():
                 return self._advance(header, entry)
+            case Resolved() | Acknowledged():
+                applied = self._advance(header, entry)
+                self._keep(applied)
+                return applied
             case Registered():
                 self.participants[entry.name] = Participant(name=entry.name, url=entry.url, batch=entry.batch)
                 return Applied(entry=entry, verdict=Verdict.APPLIED)
@@ -248,17 +252,16 @@ class Ledger:
         if entry.key is not None:
             self.keys[entry.key] = number
         self._store(number, txn)
-        return Applied(entry=entry, verdict=Verdict.APPLIED, txn=txn)
+        return Applied(entry, Verdict.APPLIED, txn)
 
     def _advance(self, header: Header, entry: TransactionEntry) -> Applied:
-        gid = self.own_gid(entry.gid)
-        if gid is None:
+        number = Gid.number_in(self.cluster, entry.gid)
+        if number is None:
             return Applied(entry=entry, verdict=Verdict.MALFORMED)
-        number = gid.number
         before = self.unfinished.get(number)
         if before is None:
             if number not in self._table:
-                return self._presume(header, entry, gid)
+                return self._presume(header, entry, number)
             if not isinstance(entry, Acknowledged):
                 return Applied(entry=entry, verdict=Verdict.UNCHANGED, txn=self._at(number))
             before = self._at(number)
@@ -267,17 +270,27 @@ class Ledger:
         if after is None or after is before:
             return Applied(entry=entry, verdict=Verdict.UNCHANGED, txn=before)
         self._store(number, after)
-        return Applied(entry=entry, verdict=Verdict.APPLIED, txn=after)
+        return Applied(entry, Verdict.APPLIED, after)
 
-    def _presume(self, header: Header, entry: TransactionEntry, gid: Gid) -> Applied:
+    def _keep(self, applied: Applied) -> None:
+        """Only entries of operators change whether a transaction is kept."""
+        txn = applied.txn
+        number = None if txn is None else Gid.number_in(self.cluster, txn.gid)
+        if txn is not None and number is not None:
+            if txn.kept:
+                self.kept.add(number)
+            else:
+                self.kept.discard(number)
+
+    def _presume(self, header: Header, entry: TransactionEntry, number: int) -> Applied:
         """Somebody in doubt asked for a gid of this epoch that never began: note the abort, so that it never does."""
         if (
             not isinstance(entry, Decided)
             or entry.decision is not Decision.ABORT
-            or gid.epoch != self.epoch
             or header.epoch != self.epoch
-            or gid.number <= self.floor
-            or gid.number < self._newest()
+            or not first_of(self.epoch) <= number <= last_of(self.epoch)
+            or number <= self.floor
+            or number < self._newest()
         ):
             return Applied(entry=entry, verdict=Verdict.UNCHANGED)
         txn = Transaction(
@@ -292,7 +305,7 @@ class Ledger:
             decided_at=header.at,
             ended_at=header.at,
         )
-        self._store(gid.number, txn)
+        self._store(number, txn)
         return Applied(entry=entry, verdict=Verdict.APPLIED, txn=txn)
 
     def _unregister(self, entry: Unregistered) -> Applied:
@@ -442,10 +455,6 @@ class Ledger:
         return Applied(entry=entry, verdict=Verdict.APPLIED)
 
     def _store(self, number: int, txn: Transaction) -> None:
-        if txn.kept:
-            self.kept.add(number)
-        elif self.kept:
-            self.kept.discard(number)
         if txn.ended_at is not None:
             self.unfinished.pop(number, None)
             self._table[number] = pack(txn)
@@ -467,8 +476,8 @@ class Ledger:
 
     def get(self, text: str) -> Transaction | None:
         """The transaction of this gid, if it is in the table."""
-        gid = self.own_gid(text)
-        return None if gid is None else self._at(gid.number)
+        number = Gid.number_in(self.cluster, text)
+        return None if number is None else self._at(number)
 
     def _at(self, number: int) -> Transaction | None:
         unfinished = self.unfinished.get(number)

@@ -35,6 +35,9 @@ _NO_MORE: Final = (None, False, None, None, None, None, None)
 """What stands in a row behind a branch's vote and participant, where that is left out."""
 
 
+_packer: Final = msgpack.Packer()
+"""`msgpack.packb` makes one each time."""
+
 _ROW_HEADS: Final = (b"\x9a", b"\x9b")
 """The first byte of a row: a list of 10, or of 11."""
 _INT, _TEXT, _BYTES = (int,), (str, type(None)), (bytes, type(None))
@@ -72,22 +75,21 @@ def _is_branch(branch: list[Any]) -> bool:
 def pack(txn: Transaction) -> bytes:
     """A transaction that has ended, as a row."""
     flags = (_COMMIT if txn.decision is Decision.COMMIT else 0) | (_RETRYABLE if txn.retryable else 0)
-    flags |= _KEPT if txn.kept else 0
-    packed: bytes = msgpack.packb(
-        [
-            txn.ended_at,
-            txn.started_at,
-            txn.decided_at,
-            flags,
-            txn.timeout_ms,
-            txn.protocol,
-            txn.reason,
-            txn.key,
-            txn.body_hash,
-            [_pack_branch(branch) for branch in txn.branches],
-            *([] if txn.acknowledged_at is None else [txn.acknowledged_at]),
-        ]
-    )
+    row = [
+        txn.ended_at,
+        txn.started_at,
+        txn.decided_at,
+        flags | _KEPT if txn.kept else flags,
+        txn.timeout_ms,
+        txn.protocol,
+        txn.reason,
+        txn.key,
+        txn.body_hash,
+        [_pack_branch(branch) for branch in txn.branches],
+    ]
+    if txn.acknowledged_at is not None:
+        row.append(txn.acknowledged_at)
+    packed: bytes = _packer.pack(row)
     return packed
 
 

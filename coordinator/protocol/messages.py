@@ -46,6 +46,11 @@ class Gid(NamedTuple):
         return _parsed(text) if len(text) <= _GID_LENGTH else None
 
     @staticmethod
+    def number_in(cluster: str, text: str) -> int | None:
+        """The number of the gid that `text` spells, if it is one of this cluster's; quickly."""
+        return _number_in(cluster, text) if len(text) <= _GID_LENGTH else None
+
+    @staticmethod
     def of_number(cluster: str, number: int) -> "Gid":
         """The inverse of `number`."""
         return Gid(cluster, number >> _SEQUENCE_BITS, number & ((1 << _SEQUENCE_BITS) - 1))
@@ -56,6 +61,12 @@ def _parsed(text: str) -> Gid | None:
     """A gid comes by a dozen times in a transaction's life, on every node."""
     match = _GID.fullmatch(text)
     return Gid(match[1], int(match[2]), int(match[3])) if match else None
+
+
+@lru_cache(maxsize=16_384)
+def _number_in(cluster: str, text: str) -> int | None:
+    gid = _parsed(text)
+    return gid.number if gid is not None and gid.cluster == cluster else None
 
 
 # ------------------------------------------------------------------------------------- coordinator to participant

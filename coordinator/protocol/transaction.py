@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from enum import StrEnum
 
 from coordinator.protocol.messages import Acked, Answer, Contradicted, Prepared, ReadOnly, Refused, Vote
-from coordinator.protocol.record import record
+from coordinator.protocol.record import record, replace
 
 
 class Decision(StrEnum):
@@ -156,39 +156,27 @@ class Tally:
 
     def heard(self, answer: Answer) -> "Tally":
         """This tally and `answer`; the same object when it says nothing new."""
+        votes, acked, contradictions = self.votes, self.acked, self.contradictions
         match answer:
-            case Prepared() | ReadOnly() | Refused():
-                if answer.branch in self.votes:
-                    return self
-                return self._with(votes={**self.votes, answer.branch: answer})
             case Acked():
-                if answer.branch in self.acked:
+                if answer.branch in acked:
                     return self
-                return self._with(acked=self.acked | {answer.branch})
+                acked = acked | {answer.branch}
+            case Prepared() | ReadOnly() | Refused():
+                if answer.branch in votes:
+                    return self
+                votes = {**votes, answer.branch: answer}
             case Contradicted():
-                if self.contradictions.get(answer.branch) == answer.state:
+                if contradictions.get(answer.branch) == answer.state:
                     return self
-                return self._with(contradictions={**self.contradictions, answer.branch: answer.state})
+                contradictions = {**contradictions, answer.branch: answer.state}
             case _:
                 return self
+        return Tally(votes, acked, contradictions, self.abort_reason)
 
     def asked_to_abort(self, reason: str) -> "Tally":
         """This tally after a request to abort; the first reason stays."""
-        return self if self.abort_reason is not None else self._with(abort_reason=reason)
-
-    def _with(
-        self,
-        votes: Mapping[str, Vote] | None = None,
-        acked: frozenset[str] | None = None,
-        contradictions: Mapping[str, str] | None = None,
-        abort_reason: str | None = None,
-    ) -> "Tally":
-        return Tally(
-            votes=self.votes if votes is None else votes,
-            acked=self.acked if acked is None else acked,
-            contradictions=self.contradictions if contradictions is None else contradictions,
-            abort_reason=self.abort_reason if abort_reason is None else abort_reason,
-        )
+        return self if self.abort_reason is not None else replace(self, abort_reason=reason)
 
 
 NOTHING_HEARD = Tally(votes={}, acked=frozenset(), contradictions={})

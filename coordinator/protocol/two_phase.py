@@ -26,7 +26,8 @@ follow it as before, and whoever is in doubt is told it. Only a branch to which 
 there is nothing to resolve before the decision: what is undecided can be aborted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from coordinator.protocol.effects import Effect, Reply, Send, SetDeadline
@@ -75,29 +76,37 @@ class TwoPhaseCommit:
             return self._given_up(txn, tally, expired=expired)
         if txn.decision is None:
             return self._decision(txn, tally, expired=expired)
-        owing = _owing(txn)
         if tally.contradictions:
-            for branch in owing:
+            for branch in txn.branches:
                 claimed = tally.contradictions.get(branch.name)
-                if claimed is not None and claimed != branch.contradiction:
+                if claimed is not None and claimed != branch.contradiction and is_owed(branch):
                     return ContradictionSeen(gid=txn.gid, branch=branch.name, state=claimed)
-        return Ended(gid=txn.gid) if tally.acked.issuperset([branch.name for branch in owing]) else None
+        for branch in txn.branches:
+            if branch.name not in tally.acked and is_owed(branch):
+                return None
+        return Ended(gid=txn.gid)
 
     def _decision(self, txn: Transaction, tally: Tally, *, expired: bool) -> Decided | None:
         votes = tally.votes
-        refusals = [vote for vote in votes.values() if isinstance(vote, Refused)]
-        if refusals:
-            first = refusals[0]
-            reason = f"{first.branch} refused: {first.reason}"
-            return self._abort(txn, tally, reason, retryable=all(refusal.retryable for refusal in refusals))
-        missing = [branch.name for branch in txn.branches if branch.name not in votes]
-        if not missing:
+        for vote in votes.values():
+            if type(vote) is Refused:
+                return self._refused(txn, tally, vote)
+        for branch in txn.branches:
+            if branch.name not in votes:
+                break
+        else:
             return Decided(gid=txn.gid, decision=Decision.COMMIT, votes=_recorded(txn, tally))
         if tally.abort_reason is not None:
             return self._abort(txn, tally, tally.abort_reason, retryable=True)
         if expired:
-            return self._abort(txn, tally, f"timeout: no vote from {', '.join(missing)}", retryable=True)
+            missing = ", ".join(branch.name for branch in txn.branches if branch.name not in votes)
+            return self._abort(txn, tally, f"timeout: no vote from {missing}", retryable=True)
         return None
+
+    def _refused(self, txn: Transaction, tally: Tally, first: Refused) -> Decided:
+        """Whoever asks again may fare better if that is true of every refusal."""
+        retryable = all(vote.retryable for vote in tally.votes.values() if isinstance(vote, Refused))
+        return self._abort(txn, tally, f"{first.branch} refused: {first.reason}", retryable=retryable)
 
     def _given_up(self, txn: Transaction, tally: Tally, *, expired: bool) -> Decided | None:
         """The application alone can ask for the commit of what it does: without it there is only the abort."""
@@ -125,7 +134,7 @@ class TwoPhaseCommit:
             case Ended():
                 if txn is None or txn.decision is None or txn.ended_at is not None:
                     return txn
-                return replace(txn, ended_at=header.at)
+                return _ended(txn, header)
             case Opened():
                 return txn if txn is not None else _open(entry, header)
             case Enlisted():
@@ -156,33 +165,21 @@ class TwoPhaseCommit:
 
     def owed(self, txn: Transaction) -> Sequence[Effect]:
         """See `CommitProtocol.owed`."""
+        effects: list[Effect]
         if txn.decision is None:
-            effects: list[Effect] = [SetDeadline(at=txn.expires_at)]
-            if txn.active:
-                return effects
-            effects += [
-                Send(
-                    participant=branch.participant,
-                    message=Prepare(gid=txn.gid, branch=branch.name, payload=branch.payload or b"null"),
-                )
-                for branch in txn.branches
-            ]
+            effects = [SetDeadline(txn.expires_at)]
+            if not txn.active:
+                for branch in txn.branches:
+                    message = Prepare(txn.gid, branch.name, branch.payload or b"null")
+                    effects.append(Send(branch.participant, message))
             return effects
-        if txn.ended_at is not None:
-            return [Reply()]
-        kind = Commit if txn.decision is Decision.COMMIT else Abort
-        return [
-            Reply(),
-            *(
-                Send(participant=branch.participant, message=kind(gid=txn.gid, branch=branch.name))
-                for branch in _owing(txn)
-            ),
-        ]
-
-
-def _owing(txn: Transaction) -> list[Branch]:
-    """The branches that must hear the decision."""
-    return [branch for branch in txn.branches if is_owed(branch)]
+        effects = [Reply()]
+        if txn.ended_at is None:
+            kind = Commit if txn.decision is Decision.COMMIT else Abort
+            for branch in txn.branches:
+                if is_owed(branch):
+                    effects.append(Send(branch.participant, kind(txn.gid, branch.name)))
+        return effects
 
 
 def is_owed(branch: Branch) -> bool:
@@ -190,29 +187,16 @@ def is_owed(branch: Branch) -> bool:
     return branch.vote not in _NOT_OWED and branch.resolved is None
 
 
-def _supported(txn: Transaction, votes: Mapping[str, BranchVote]) -> bool:
-    """A commit must rest on a vote of every branch, none of them a refusal."""
-    if txn.active:
-        return False
-    for branch in txn.branches:
-        vote = votes.get(branch.name)
-        if vote is None or vote.vote is VoteKind.REFUSED:
-            return False
-    return True
-
-
 def _begin(entry: Begun, header: Header) -> Transaction:
     return Transaction(
-        gid=entry.gid,
-        protocol=entry.protocol,
-        epoch=header.epoch,
-        branches=tuple(
-            [Branch(name=plan.name, participant=plan.participant, payload=plan.payload) for plan in entry.branches]
-        ),
-        timeout_ms=entry.timeout_ms,
-        started_at=header.at,
-        key=entry.key,
-        body_hash=entry.body_hash,
+        entry.gid,
+        entry.protocol,
+        header.epoch,
+        tuple([Branch(plan.name, plan.participant, plan.payload) for plan in entry.branches]),
+        entry.timeout_ms,
+        header.at,
+        entry.key,
+        entry.body_hash,
     )
 
 
@@ -231,21 +215,56 @@ def _open(entry: Opened, header: Header) -> Transaction:
 
 
 def _decided(txn: Transaction, entry: Decided, header: Header) -> Transaction:
-    votes = {vote.branch: vote for vote in entry.votes}
-    # An abort needs no votes: it is presumed.
-    if entry.decision is not Decision.ABORT and not _supported(txn, votes):
+    is_commit = entry.decision is Decision.COMMIT
+    if is_commit and txn.active:
         return txn
-    branches = tuple([_with_vote(branch, votes.get(branch.name)) for branch in txn.branches])
-    owing = [branch for branch in branches if branch.vote not in _NOT_OWED]
-    return replace(
-        txn,
-        branches=branches,
+    votes = {vote.branch: vote for vote in entry.votes}
+    branches: list[Branch] = []
+    is_over = True
+    for before in txn.branches:
+        vote = votes.get(before.name)
+        # A commit must rest on a vote of every branch, none of them a refusal; an abort needs none: it is presumed.
+        if is_commit and (vote is None or vote.vote is VoteKind.REFUSED):
+            return txn
+        branch = _voted(before.name, before.participant, vote)
+        branches.append(branch)
+        if branch.vote not in _NOT_OWED:
+            is_over = False
+    return Transaction(
+        txn.gid,
+        txn.protocol,
+        txn.epoch,
+        tuple(branches),
+        txn.timeout_ms,
+        txn.started_at,
+        txn.key,
+        txn.body_hash,
         decision=entry.decision,
         reason=entry.reason,
         retryable=entry.retryable,
         decided_at=header.at,
-        ended_at=None if owing else header.at,
-        active=False,
+        ended_at=header.at if is_over else None,
+        acknowledged_at=txn.acknowledged_at,
+    )
+
+
+def _ended(txn: Transaction, header: Header) -> Transaction:
+    return Transaction(
+        txn.gid,
+        txn.protocol,
+        txn.epoch,
+        txn.branches,
+        txn.timeout_ms,
+        txn.started_at,
+        txn.key,
+        txn.body_hash,
+        txn.decision,
+        txn.reason,
+        txn.retryable,
+        txn.decided_at,
+        header.at,
+        txn.active,
+        txn.acknowledged_at,
     )
 
 
@@ -261,22 +280,29 @@ def _with_resolution(txn: Transaction, entry: Resolved, header: Header) -> Trans
     return replace(txn, branches=branches, acknowledged_at=None)
 
 
-def _with_vote(branch: Branch, vote: BranchVote | None) -> Branch:
+def _voted(name: str, participant: str, vote: BranchVote | None) -> Branch:
     if vote is None:
-        return Branch(name=branch.name, participant=branch.participant)
-    return Branch(
-        name=branch.name,
-        participant=branch.participant,
-        vote=vote.vote,
-        reason=vote.reason,
-        retryable=vote.retryable,
-        result=vote.result,
-    )
+        return Branch(name, participant)
+    return Branch(name, participant, None, vote.vote, vote.reason, vote.retryable, vote.result)
 
 
 def _recorded(txn: Transaction, tally: Tally) -> tuple[BranchVote, ...]:
     """The votes as the log keeps them, in the order of the branches."""
+    names: list[str] = []
+    for branch in txn.branches:
+        vote = tally.votes.get(branch.name)
+        if type(vote) is not Prepared or vote.result is not None:
+            break
+        names.append(branch.name)
+    else:
+        return _all_prepared(tuple(names))
     return tuple(_record(vote) for branch in txn.branches if (vote := tally.votes.get(branch.name)) is not None)
+
+
+@lru_cache(maxsize=1024)
+def _all_prepared(branches: tuple[str, ...]) -> tuple[BranchVote, ...]:
+    """What nearly every decision rests on; the branches of many transactions have the same names."""
+    return tuple([BranchVote(branch=branch, vote=VoteKind.PREPARED) for branch in branches])
 
 
 def _record(vote: Vote) -> BranchVote:

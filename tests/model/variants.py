@@ -24,7 +24,7 @@ from coordinator.protocol.entries import (
     TookOver,
     TransactionEntry,
 )
-from coordinator.protocol.messages import Answer, Gid, Prepare, Prepared, Refused, Request, Stamp
+from coordinator.protocol.messages import Answer, Prepare, Prepared, Refused, Request, Stamp
 from coordinator.protocol.record import record
 from coordinator.protocol.transaction import Decision, Tally, Transaction, VoteKind
 from coordinator.protocol.two_phase import TwoPhaseCommit
@@ -266,9 +266,9 @@ class UnknownIsAborted(_Ledger):
 class CommitsTheUnknown(_Ledger):
     """`Decided(commit)` about a transaction that is not in the table puts it there."""
 
-    def _presume(self, header: Header, entry: TransactionEntry, gid: Gid) -> Applied:
+    def _presume(self, header: Header, entry: TransactionEntry, number: int) -> Applied:
         if not isinstance(entry, Decided) or entry.decision is not Decision.COMMIT:
-            return super()._presume(header, entry, gid)
+            return super()._presume(header, entry, number)
         txn = Transaction(
             gid=entry.gid,
             protocol="2pc",
@@ -280,7 +280,7 @@ class CommitsTheUnknown(_Ledger):
             decided_at=NOW,
             ended_at=NOW,
         )
-        self._store(gid.number, txn)
+        self._store(number, txn)
         return Applied(entry=entry, verdict=Verdict.APPLIED, txn=txn)
 
 

@@ -206,6 +206,33 @@ def test_how_deep_decoding_goes_is_not_up_to_the_bytes():
         ENTRIES.from_plain(plain)
 
 
+def test_votes_that_come_again_are_read_once_and_only_they():
+    votes = [[5, "a", "prepared"], [5, "b", "refused", "no room", True]]
+    first, again = (ENTRIES.from_plain([4, gid, "abort", None, False, votes]).votes for gid in (GID, "m-1-2"))
+    assert first is again
+    for tag, retryable in ((5, 1), (5.0, True)):
+        # It equals what is remembered, and is of another type.
+        other = [votes[0], [tag, "b", "refused", "no room", retryable]]
+        with pytest.raises(Malformed):
+            ENTRIES.from_plain([4, GID, "abort", None, False, other])
+    deep = []
+    for _ in range(1000):
+        deep = [deep]
+    with pytest.raises(Malformed, match="not a tagged record"):
+        ENTRIES.from_plain([4, GID, "commit", None, False, [deep]])
+
+
+def test_what_is_remembered_of_votes_is_bounded():
+    codec = RecordCodec({4: Decided, 5: BranchVote}, recurring={BranchVote})
+    for number in range(3000):
+        voted = BranchVote(branch=f"b{number}", vote=VoteKind.PREPARED, result=b"x" * (number % 2 * 1000))
+        decided = Decided(gid=GID, decision=Decision.COMMIT, votes=(voted,))
+        assert codec.from_plain(codec.to_plain(decided)) == decided
+    assert 0 < len(codec._recent_parts) <= 1024
+    assert 0 < len(codec._recent_plain) <= 1024
+    assert all(part.result == b"" for parts in codec._recent_parts.values() for part in parts)
+
+
 PLAIN = st.recursive(
     st.none()
     | st.booleans()

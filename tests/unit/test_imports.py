@@ -21,9 +21,8 @@ from coordinator.protocol.registry import PROTOCOLS
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("coordinator", "participants", "cluster")
-PURE = frozenset({"dataclasses", "enum", "typing", "collections.abc"})
-SPELLING = frozenset({"re", "functools"})
-"""What the spelling of a gid takes: an expression, and a memory of what was read lately."""
+PURE = frozenset({"dataclasses", "enum", "typing", "collections.abc", "functools"})
+"""What is pure may be remembered: `functools` is here for its `lru_cache`."""
 VOCABULARY = frozenset({"coordinator.protocol.messages", "coordinator.codec"})
 ABSTRACT = frozenset({"cluster.replication.log", "cluster.replication.clock", "cluster.replication.door"})
 PICKLES = frozenset({"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"})
@@ -91,7 +90,7 @@ def objection(module: str, target: str) -> str | None:
     if top == "pysyncobj" and module != "cluster.replication.raft":
         return "only cluster.replication.raft knows pysyncobj"
     if within(module, "coordinator.protocol"):
-        if target in SPELLING and module == "coordinator.protocol.messages":
+        if target == "re" and module == "coordinator.protocol.messages":  # how a gid is spelled
             return None
         if target == "operator" and module == "coordinator.protocol.record":
             return None  # it reads all fields of a record at once

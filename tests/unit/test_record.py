@@ -63,7 +63,7 @@ def test_those_of_the_core_are_records(kind):
     [
         ("branch.vote = None", 'Property "vote" defined in "Branch" is read-only'),
         ("branch.votes = None", "has no attribute"),
-        ('Branch("a", "b")', "Too many positional arguments"),
+        ('Branch("a", b"b")', 'has incompatible type "bytes"'),
         ('Branch(name="a", participant="b")', None),
     ],
 )
