@@ -2,8 +2,9 @@
 
 from collections.abc import Collection
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
+from coordinator.counting import Count, Spread
 from coordinator.protocol.transaction import Decision, Heuristic, Transaction
 from coordinator.survey import Survey
 
@@ -16,21 +17,22 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.begun = Counter(
+        self.begun = Count(
             "outlast_transactions_adopted",
             "Undecided transactions that this node began or took over",
             registry=self.registry,
         )
-        self._decided = Counter(
+        self._decided = Count(
             "outlast_transactions_decided",
             "Decisions applied while this node led",
-            ["decision"],
+            label="decision",
+            values=list(Decision),
             registry=self.registry,
         )
-        self._decision_s = Histogram(
+        self._decision_s = Spread(
             "outlast_decision_seconds",
             "From a transaction's start to its decision",
-            buckets=_LATENCY_S,
+            bounds=_LATENCY_S,
             registry=self.registry,
         )
         self.in_flight = Gauge(
@@ -81,15 +83,14 @@ class Metrics:
             ["kind"],
             registry=self.registry,
         )
-        self.command_entries = Histogram(
-            "outlast_command_entries", "Entries in one log command", buckets=_ENTRIES, registry=self.registry
+        self.command_entries = Spread(
+            "outlast_command_entries", "Entries in one log command", bounds=_ENTRIES, registry=self.registry
         )
-        self._committed = self._decided.labels("commit")
-        self._aborted = self._decided.labels("abort")
 
     def decided(self, txn: Transaction) -> None:
         """Count a decision."""
-        (self._committed if txn.decision is Decision.COMMIT else self._aborted).inc()
+        assert txn.decision is not None
+        self._decided.inc(txn.decision)
         if txn.decided_at is not None:
             self._decision_s.observe(max(0, txn.decided_at - txn.started_at) / 1000)
 
