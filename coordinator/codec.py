@@ -263,6 +263,7 @@ _ENCODER: Final = make_encoder(
     False,  # allow_nan
 )
 _DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+_BLANKS: Final = " \t\n\r"
 
 
 def json_bytes(value: object) -> bytes:
@@ -285,7 +286,11 @@ def json_value(text: bytes | str) -> Any:
             # Only UTF-8 begins with two characters of ASCII; to look any closer takes longer than to read a short text.
             encoding = "utf-8" if text[:2].isascii() and 0 not in text[:2] else json.detect_encoding(text)
             text = text.decode(encoding, "surrogatepass")
-        return _DECODER.decode(text)
+        # Not `decode`, which searches for blanks with a pattern at both ends.
+        value, end = _DECODER.raw_decode(text, len(text) - len(text.lstrip(_BLANKS)))
+        if text[end:].strip(_BLANKS):
+            raise json.JSONDecodeError("Extra data", text, end)
+        return value
     except RecursionError as error:
         raise Malformed("nested too deeply") from error
     except ValueError as error:
@@ -304,7 +309,7 @@ _BRACKET: Final = re.compile(rb"[\[\]{}]")
 
 def nested_too_deeply(text: bytes, most: int = MAX_NESTING) -> bool:
     """Whether JSON text is nested deeper than `most`."""
-    if text.count(b"[") + text.count(b"{") <= most:
+    if len(text) <= most or text.count(b"[") + text.count(b"{") <= most:
         return False  # nearly always, and cheap
     depth = 0
     for bracket in _BRACKET.findall(_STRING.sub(b"", text)):

@@ -11,6 +11,9 @@ from coordinator.protocol.transaction import Branch, Decision, Tally, Transactio
 from coordinator.waiting import Waiting
 
 _FIRST_MS: Final = 0
+_LAST_WORDS: Final = (VoteKind.READ_ONLY, VoteKind.REFUSED)
+"""Votes that tell where a branch is for good."""
+
 LAST_MS: Final = 253_402_300_799_999
 """The last millisecond of the year 9999: what is beyond is a clock's fault, and can still be shown."""
 
@@ -98,7 +101,7 @@ def branch_state(txn: Transaction, branch: Branch, tally: Tally) -> str:
                 return "refused"
             case _:
                 return "preparing"
-    if branch.vote is VoteKind.READ_ONLY or branch.vote is VoteKind.REFUSED:
+    if branch.vote in _LAST_WORDS:
         return branch.vote
     if branch.resolved is not None:
         return "committed" if branch.resolved is Decision.COMMIT else "aborted"

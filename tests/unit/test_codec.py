@@ -341,8 +341,31 @@ def test_a_lone_surrogate_survives():
 
 
 @pytest.mark.parametrize(
+    "text", [b"1", b" 1", b"1 ", b" \t\n\r1\r\n\t ", " 1 ", " 1 ".encode("utf-16"), b"\xef\xbb\xbf1"]
+)
+def test_blanks_around_it_are_no_part_of_it(text):
+    assert json_value(text) == 1
+
+
+@pytest.mark.parametrize(
     "text",
-    [b"", b"{", b"NaN", b"[Infinity]", b"-Infinity", b"\xff", b"\xff\xfe", "[" * 100_000, "1" * 5000, b"1 2"],
+    [
+        b"",
+        b"{",
+        b"NaN",
+        b"[Infinity]",
+        b"-Infinity",
+        b"\xff",
+        b"\xff\xfe",
+        "[" * 100_000,
+        "1" * 5000,
+        b"1 2",
+        b" ",
+        b"\x0b1",
+        b"1\x0c",
+        b"\xc2\xa01",
+        b"1\xc2\xa0",
+    ],
     ids=lambda text: repr(text[:12]),
 )
 def test_what_is_no_json_is_malformed(text):
