@@ -9,8 +9,9 @@ replay alike.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 _SHIFT = 10
 _CHUNK = 1 << _SHIFT
@@ -54,10 +55,11 @@ class Entries:
             return self._run_terms[-1]
         return self._run_terms[bisect_right(self._run_starts, index) - 1]
 
-    def span(self, first: int, end: int) -> Iterator[Entry]:
+    def span(self, first: int, end: int) -> list[Entry]:
         """Entries from `first` up to but not including `end`, all of which must be held."""
+        found: list[Entry] = []
         if first >= end:
-            return
+            return found
         run = bisect_right(self._run_starts, first) - 1
         place = first - self.first + self._skipped
         index = first
@@ -66,13 +68,12 @@ class Entries:
             at = place & _MASK
             run_end = self._run_starts[run + 1] if run + 1 < len(self._run_starts) else end
             count = min(end - index, run_end - index, _CHUNK - at)
-            term = self._run_terms[run]
-            for command in chunk[at : at + count]:
-                yield command, index, term
-                index += 1
+            found += zip(chunk[at : at + count], range(index, end), repeat(self._run_terms[run]))
+            index += count
             place += count
             if index == run_end:
                 run += 1
+        return found
 
     def truncate(self, index: int) -> None:
         """Forget `index` and all after it."""

@@ -258,11 +258,15 @@ class DurableJournal:
         if isinstance(item, slice):
             start, stop, step = item.indices(len(self))
             assert step == 1
-            return list(log.entries.span(log.base + start, log.base + stop))
+            return log.entries.span(log.base + start, log.base + stop)
         index = log.base + item if item >= 0 else log.last + 1 + item
         if not log.base <= index <= log.last:
             raise IndexError(item)
         return log.entries.command(index), index, log.entries.term(index)
+
+    def span(self, first: int, end: int) -> list[Entry]:
+        """The entries from `first` up to but not including `end`, all of which the log must have."""
+        return self._log.entries.span(first, end)
 
     def term_at(self, index: int) -> int | None:
         """The term of the entry at `index`, None where the log has none."""

@@ -33,6 +33,7 @@ from pysyncobj.node import Node
 from pysyncobj.transport import Transport as StockTransport
 
 from cluster.replication.catch_up import CatchUp
+from cluster.replication.entries import Entry
 from cluster.replication.guard import Guard, Message
 from cluster.replication.holdback import ACKNOWLEDGEMENT, HoldBack
 from cluster.replication.log import NotProposed, ProposalUnknown
@@ -108,13 +109,6 @@ class _NoSnapshots:
 
     def cancelTransmisstion(self, transmission: object) -> None:
         pass
-
-
-class _NobodyHolds(dict[Any, int]):
-    """In the place of pysyncobj's table of what followers hold, while it ticks."""
-
-    def __missing__(self, node: object) -> int:
-        return 0
 
 
 class _NoPoller:
@@ -209,6 +203,16 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
 
     # Its constructor makes a journal here, and goes on with what it finds here: ours.
     _SyncObj__raftLog = property(operator.attrgetter("_journal"), _ignored)
+
+    def _SyncObj__getCurrentLogIndex(self) -> int:
+        return self._journal.last_index
+
+    def _SyncObj__getEntries(self, fromIDx: int, count: int | None = None) -> list[Entry]:
+        journal = self._journal
+        end = journal.last_index + 1
+        if count is not None:
+            end = min(end, fromIDx + count)
+        return journal.span(fromIDx, end) if fromIDx >= journal.first_index else []
 
     # What the guard may know.
 
@@ -328,8 +332,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         if sender_term > self.term:
             # It will not follow, nor be led by, who is behind it; a question alone begins no term.
             self._SyncObj__setCurrentTerm(sender_term, None)
-            self._SyncObj__setState(stock._RAFT_STATE.FOLLOWER)
-            self._SyncObj__raftLeader = None
+            self._step_down()
         if message["type"] == "pre_vote_answer":
             self._prevote.note(sender.id, message["term"], granted=message["granted"])
         elif self._isLeader():
@@ -387,15 +390,6 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
                     self.held.send(peer.id, question)
         return False
 
-    def _tick_without_campaign(self) -> None:
-        """Its tick reads the clock for itself, a moment later: what was not due for us could be for it."""
-        deadline_s, self._SyncObj__raftElectionDeadline = self._SyncObj__raftElectionDeadline, math.inf
-        try:
-            self.doTick()
-        finally:
-            if self._SyncObj__raftElectionDeadline == math.inf:
-                self._SyncObj__raftElectionDeadline = deadline_s
-
     # Catching up.
 
     def _catch_up_with(self, sender: Peer, message: Message) -> None:
@@ -406,25 +400,25 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         self.held.send(sender.id, done)
 
     def _acknowledged(self, sender: Peer, message: Message) -> None:
-        next_index = self._SyncObj__raftNextIndex
-        next_before = next_index[sender]
+        """As pysyncobj would take it, but for what it would send again, and for whom it would count."""
+        next_index, next_indices = message["next_node_idx"], self._SyncObj__raftNextIndex
         outstanding = self._outstanding.get(sender.id)
-        asked = next_before - 1 if outstanding is None else outstanding.previous
-        if message["reset"] and message["next_node_idx"] > asked:
-            # It denies something sent earlier, and has been heeded already. (Any denial of what was sent last asks for
-            # something before it.) Going forward again would let a long tail of another leader's never be overcome.
-            message = message | {"reset": False}
-        responded_s = self._SyncObj__lastResponseTime[sender]
-        self._SyncObj__onMessageReceived(sender, message)
-        if self._standing.is_joining(sender.id):
-            self._SyncObj__lastResponseTime[sender] = responded_s  # with it there is no majority
+        if not self._standing.is_joining(sender.id):  # with it there is no majority
+            self._SyncObj__lastResponseTime[sender] = stock.monotonicTime()
+        if message["success"]:
+            if next_index - 1 > self.match_index(sender):
+                self._SyncObj__raftMatchIndex[sender] = next_index - 1
+                # It would go back to there, and send again all that is under way.
+                next_indices[sender] = max(next_indices[sender], next_index)
+            if outstanding is not None and next_index > outstanding.last:
+                del self._outstanding[sender.id]
         if message["reset"]:
-            self._outstanding.pop(sender.id, None)
-            return
-        # It goes back to what is acknowledged, and would send again all that is under way.
-        next_index[sender] = max(next_index[sender], next_before)
-        if outstanding is not None and message["success"] and message["next_node_idx"] > outstanding.last:
-            del self._outstanding[sender.id]
+            asked = next_indices[sender] - 1 if outstanding is None else outstanding.previous
+            # Else it denies something sent earlier, and has been heeded already. (Any denial of what was sent last asks
+            # for something before it.) Going forward again would let a long tail of another leader's never be overcome.
+            if next_index <= asked:
+                next_indices[sender] = next_index
+                self._outstanding.pop(sender.id, None)
 
     def connect(self, peer: Peer) -> None:
         """There is a connection to `peer`."""
@@ -457,8 +451,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         best = max(voters, key=lambda peer: (self.is_connected(peer), self.match_index(peer)), default=None)
         if best is not None:
             self.held.send(best.id, {"type": "timeout_now", "term": self.term})
-        self._SyncObj__setState(stock._RAFT_STATE.FOLLOWER)
-        self._SyncObj__raftLeader = None
+        self._step_down()
 
     # Snapshots.
 
@@ -561,26 +554,28 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             outstanding = None
         first = self._journal.first_index
         previous = self._SyncObj__raftNextIndex[peer] - 1 if outstanding is None else outstanding.previous
-        entries: list[tuple[bytes, int, int]] = []
+        entries: list[Entry] = []
         if previous < first:
             self._outstanding.pop(peer.id, None)
             self.catch_up.needed(peer.id, self.term)
             previous = first  # it will deny that it has it, and so be heard of; and if it has it, all is well
         elif outstanding is None:
-            begin = previous + 1 - first
-            entries = self._journal[begin : begin + self._settings.append_entries_max]
+            end = min(self.last_index, previous + self._settings.append_entries_max) + 1
+            entries = self._journal.span(previous + 1, end)
             size = 0
             for count, (command, _index, _term) in enumerate(entries, start=1):
                 size += len(command)
                 if size >= self._settings.append_bytes_max:
                     entries = entries[:count]
                     break
+        previous_term = self._journal.term_at(previous)
+        assert previous_term is not None
         message = {
             "type": "append_entries",
             "term": self.term,
             "commit_index": self.commit_index,
             "prevLogIdx": previous,
-            "prevLogTerm": self._journal[previous - first][2],
+            "prevLogTerm": previous_term,
             "entries": entries,
         }
         if self._SyncObj__transport.send(peer, message):
@@ -594,26 +589,43 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     # What is proposed, committed and applied.
 
     def turn(self) -> None:
-        """One of its ticks; a leader commits before it, and sends after it."""
-        if not self._isLeader():
-            self.catch_up.lead_no_more()
-            if self._idle or not self._standing.is_voter:
-                self._SyncObj__raftElectionDeadline = stock.monotonicTime() + self._settings.election_min_s
-            if self._may_campaign():
-                self.doTick()
-            else:
-                self._tick_without_campaign()
+        """What is due, in the order of its ticks: campaign or commit, apply, take in what was proposed, send."""
+        if self._isLeader():
+            self._lead()
             return
-        self._commit()
-        # It would look at every entry that is not committed, one by one, each time: a second, for a new leader of a
-        # million entries, and nothing would come of it. As far as it knows now, nobody holds anything.
-        held, self._SyncObj__raftMatchIndex = self._SyncObj__raftMatchIndex, _NobodyHolds()
-        try:
+        self.catch_up.lead_no_more()
+        if self._idle or not self._standing.is_voter:
+            self._SyncObj__raftElectionDeadline = stock.monotonicTime() + self._settings.election_min_s
+        if self._may_campaign():
             self.doTick()
-        finally:
-            self._SyncObj__raftMatchIndex = held
+            return
+        # Not by its tick. That reads the clock for itself, a moment later: what was not due for us could be for it.
+        self._SyncObj__applyLogEntries()
+        self._checkCommandsToApply()
+
+    def _lead(self) -> None:
+        # Its tick would look at every entry that is not committed, one by one, each time: a second, for a new leader of
+        # a million entries.
+        self._commit()
+        if not self._hears_majority():
+            self._step_down()
+        self._SyncObj__applyLogEntries()
+        if self._isLeader() and stock.monotonicTime() > self._SyncObj__newAppendEntriesTime:
+            self._SyncObj__sendAppendEntries()
+        self._checkCommandsToApply()
         if self._isLeader():
             self.send_eagerly()
+
+    def _hears_majority(self) -> bool:
+        """Whether so many have answered of late that no other node can have been elected unheard."""
+        since_s = stock.monotonicTime() - self._settings.leader_fallback_s
+        heard = sum(1 for peer in self._peers if self._SyncObj__lastResponseTime[peer] > since_s)
+        return 2 * (heard + 1) > len(self._peers) + 1
+
+    def _step_down(self) -> None:
+        """Nobody does, as far as it knows."""
+        self._SyncObj__setState(stock._RAFT_STATE.FOLLOWER)
+        self._SyncObj__raftLeader = None
 
     def propose(self, command: bytes, answered: Callable[[object, Exception | None], None]) -> None:
         """Take `command` into the log; `answered` hears its result, or a `NotProposed` or `ProposalUnknown`.
@@ -656,6 +668,8 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         return self._journal.durable_index
 
     def _checkCommandsToApply(self) -> None:
+        if not self._SyncObj__commandsQueue._FastQueue__queue:
+            return  # nearly always
         if self._isLeader():
             super()._checkCommandsToApply()
             return
@@ -672,18 +686,23 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             # Alone in its cluster pysyncobj would count it before its sync.
             self._SyncObj__raftCommitIndex = min(self.commit_index, self._by_majority)
         # In slices: replaying a long log in one go would silence this node for longer than its followers wait.
-        known, until = self.commit_index, self.applied_index
-        first, most = self._journal.first_index, min(known, until + self._settings.apply_entries_max)
-        size = 0
-        while until < most and size < self._settings.apply_bytes_max:
-            until += 1
-            size += len(self._journal[until - first][0])
-        self._SyncObj__raftCommitIndex = until
-        try:
-            more: bool = super()._SyncObj__applyLogEntries()
-        finally:
-            self._SyncObj__raftCommitIndex = known
-        return more
+        applied, size = self.applied_index, 0
+        until = min(self.commit_index, applied + self._settings.apply_entries_max)
+        if until <= applied:
+            return False
+        for command, index, term in self._journal.span(applied + 1, until + 1):
+            waiting = self._SyncObj__commandsWaitingCommit.pop(index, ())
+            result = self._SyncObj__doApplyCommand(command)
+            for proposed_term, callback in waiting:
+                if proposed_term == term:
+                    callback(result, FAIL_REASON.SUCCESS)
+                else:
+                    callback(None, FAIL_REASON.DISCARDED)
+            self._SyncObj__raftLastApplied = index
+            size += len(command)
+            if size >= self._settings.apply_bytes_max:
+                break
+        return False
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> object:
         # Its own would unpickle the others: changes of membership and of code version.

@@ -119,6 +119,10 @@ class RaftJournal:
         """The term of the entry at `index`, None where the log has none."""
         return self._journal.term_at(index)
 
+    def span(self, first: int, end: int) -> list[Entry]:
+        """The entries from `first` up to but not including `end`, all of which the log must have."""
+        return self._journal.span(first, end)
+
     def rebase(self, index: int) -> bool:
         """At start: let the log begin at `index`. False if it does not reach there."""
         return self._journal.rebase(index)

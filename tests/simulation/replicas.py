@@ -46,6 +46,7 @@ class NoGuard(Guard):
 class StockReplica(Replica):
     """Sends as pysyncobj does: each command at once, and again from wherever an answer says."""
 
+    _SyncObj__getEntries = stock.SyncObj._SyncObj__getEntries
     _SyncObj__sendAppendEntries = stock.SyncObj._SyncObj__sendAppendEntries
     _SyncObj__onBecomeLeader = stock.SyncObj._SyncObj__onBecomeLeader
 
@@ -56,6 +57,13 @@ class StockReplica(Replica):
 
     def _acknowledged(self, sender: Any, message: Message) -> None:
         self._SyncObj__onMessageReceived(sender, message)
+
+    def _SyncObj__applyLogEntries(self) -> bool:  # noqa: N802 - pysyncobj's
+        applied = self.applied_index
+        super()._SyncObj__applyLogEntries()
+        if self._isLeader() and self.applied_index > applied:
+            self._SyncObj__sendAppendEntries()
+        return False
 
     def send_eagerly(self) -> None:
         pass
