@@ -11,7 +11,6 @@ replay alike.
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
 
 _SHIFT = 10
 _CHUNK = 1 << _SHIFT
@@ -58,21 +57,16 @@ class Entries:
     def span(self, first: int, end: int) -> list[Entry]:
         """Entries from `first` up to but not including `end`, all of which must be held."""
         found: list[Entry] = []
-        if first >= end:
-            return found
-        run = bisect_right(self._run_starts, first) - 1
-        place = first - self.first + self._skipped
-        index = first
-        while index < end:
-            chunk = self._chunks[place >> _SHIFT]
+        while first < end:
+            place = first - self.first + self._skipped
             at = place & _MASK
-            run_end = self._run_starts[run + 1] if run + 1 < len(self._run_starts) else end
-            count = min(end - index, run_end - index, _CHUNK - at)
-            found += zip(chunk[at : at + count], range(index, end), repeat(self._run_terms[run]))
-            index += count
-            place += count
-            if index == run_end:
-                run += 1
+            until = min(end, first + _CHUNK - at)
+            run = bisect_right(self._run_starts, first)
+            if run < len(self._run_starts):
+                until = min(until, self._run_starts[run])
+            commands, term = self._chunks[place >> _SHIFT][at : at + until - first], self._run_terms[run - 1]
+            found += [(command, index, term) for index, command in enumerate(commands, first)]
+            first = until
         return found
 
     def truncate(self, index: int) -> None:
@@ -152,6 +146,10 @@ class Log:
     def last(self) -> int:
         """The last entry's index; one less than `base` if there are none."""
         return self.entries.last
+
+    def term_at(self, index: int) -> int | None:
+        """The term of the entry at `index`, None where the log has none."""
+        return self.entries.term(index) if self.base <= index <= self.entries.last else None
 
     def state(self) -> State:
         """All but the entries."""

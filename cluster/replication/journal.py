@@ -190,6 +190,11 @@ class DurableJournal:
         return self._durable_index
 
     @property
+    def log(self) -> Log:
+        """The log in memory, to look at: the same object for as long as it is open."""
+        return self._log
+
+    @property
     def first_index(self) -> int:
         """The log's first entry; meaningless if there is none."""
         return self._log.base
@@ -264,14 +269,9 @@ class DurableJournal:
             raise IndexError(item)
         return log.entries.command(index), index, log.entries.term(index)
 
-    def span(self, first: int, end: int) -> list[Entry]:
-        """The entries from `first` up to but not including `end`, all of which the log must have."""
-        return self._log.entries.span(first, end)
-
     def term_at(self, index: int) -> int | None:
         """The term of the entry at `index`, None where the log has none."""
-        log = self._log
-        return log.entries.term(index) if log.base <= index <= log.last else None
+        return self._log.term_at(index)
 
     # What changes it. Each raises `JournalOverrun` and `JournalFailed`, and has changed nothing then.
 

@@ -141,6 +141,8 @@ class Membership:
     def keep(self) -> None:
         """Store what has changed, and rely on it when it is durable."""
         marker = self._standing.marker
+        if marker.voter and marker.known == self._standing.known:
+            return  # nearly always
         if self._over or self.task is not None or self._clock.monotonic_s() < self._next_keep_s:
             return
         voter = marker.voter or (self._voter_from is not None and self._voter_from <= self._journal.durable_position)

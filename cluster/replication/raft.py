@@ -6,23 +6,27 @@ when they change. `RaftLog` (`raft_log.py`) drives it. What we put in the place 
 | of pysyncobj | here |
 |---|---|
 | its thread and poller | the event loop: a *turn* on a timer, and at once when there is work for one |
+| its tick | taken to campaign, and for nothing else: `Replica.turn` does what is due |
 | its transport (pickle) | `Transport`, by way of `_Adapter` |
 | its journal's creation | a property, so that its constructor finds the journal we were given |
 | sending entries | `Replica` sends when nothing is outstanding to a follower, and then all that has come since |
-| counting who holds what | `Replica` commits what a majority holds, without looking at every entry |
+| counting who holds what | `Replica` counts acknowledgements, and commits what a majority holds, not entry by entry |
+| looking into the log by position | `Log`, by index |
 | its commands (pickled calls) | opaque bytes: `_applyCommand(bytes, callback, REGULAR)`, applied by the state machine |
 | forwarding commands to the leader | refused: a proposal off the leader is `NotProposed` |
 | its snapshots | ours (`snapshot.py`), taken by size (`compaction.py`), handed over piece by piece (`catch_up.py`) |
 
-**A turn**: commit what a majority holds; one tick of pysyncobj's (campaign if the deadline has passed, apply, take
-what was proposed into the log); then we send. Messages are handled as they arrive.
+**A turn** does what is due, in the order of pysyncobj's tick. Whoever leads commits what a majority holds, steps down
+if no majority has answered of late, applies, sends the heartbeat, takes what was proposed into the log, and sends it.
+All others apply, and refuse what was proposed; or, where the deadline has passed and they may, they campaign, by a
+tick. Messages are handled as they arrive.
 """
 
 import logging
 import math
 import operator
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -46,6 +50,8 @@ from cluster.replication.transport import Transport
 
 _log = logging.getLogger(__name__)
 
+_LEADER: Final = stock._RAFT_STATE.LEADER
+
 _REGULAR: Final = 0
 _NO_OP: Final = 1
 _JOINED: Final = 4
@@ -63,11 +69,20 @@ def _ignored(owner: object, made: object) -> None:
     del owner, made
 
 
+def _of_majority(own: Any, others: dict[Any, Any]) -> Any:
+    """What most have got to, of a leader and all others; pysyncobj's tables hold all of them while it leads."""
+    ranked = sorted([own, *others.values()])
+    return ranked[(len(ranked) - 1) // 2]
+
+
 class Peer(Node):  # type: ignore[misc] # pysyncobj has no types
     """A node of the cluster. Its rank is its place among all ids, and its hash: sets of nodes then have one order."""
 
+    __slots__ = ("id",)
+
     def __init__(self, node: str, rank: int) -> None:
         super().__init__(node, rank=rank)
+        object.__setattr__(self, "id", node)  # asked for often; a property in pysyncobj
 
     __eq__ = Node.__eq__
 
@@ -147,6 +162,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         joined: Callable[[str, bytes], None],
     ) -> None:
         self._journal = journal
+        self._log = journal.log
         self._wire = transport
         self._standing = standing
         self._joined = joined
@@ -204,15 +220,16 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     # Its constructor makes a journal here, and goes on with what it finds here: ours.
     _SyncObj__raftLog = property(operator.attrgetter("_journal"), _ignored)
 
+    # And it looks into it by way of these.
+
     def _SyncObj__getCurrentLogIndex(self) -> int:
-        return self._journal.last_index
+        return self._log.last
 
     def _SyncObj__getEntries(self, fromIDx: int, count: int | None = None) -> list[Entry]:
-        journal = self._journal
-        end = journal.last_index + 1
+        end = self._log.last + 1
         if count is not None:
             end = min(end, fromIDx + count)
-        return journal.span(fromIDx, end) if fromIDx >= journal.first_index else []
+        return self._log.entries.span(fromIDx, end) if fromIDx >= self._log.base else []
 
     # What the guard may know.
 
@@ -237,26 +254,27 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     @property
     def last_index(self) -> int:
         """The last entry of its log."""
-        return self._journal.last_index
+        return self._log.entries.last
 
     def term_at(self, index: int) -> int | None:
         """The term of its entry at `index`, None where it has none."""
-        return self._journal.term_at(index)
+        return self._log.term_at(index)
 
     # Who leads.
 
     def leads(self) -> bool:
         """Whether this node does, as far as it knows."""
-        leads: bool = self._isLeader()
+        leads: bool = self._SyncObj__raftState == _LEADER
         return leads
 
     def leader(self) -> str | None:
         """Who does, if that is this node or one that it is connected to."""
-        leader = self._getLeader()
-        if leader is not None and leader is not self.selfNode and not self.is_connected(leader):
-            # Without any connection pysyncobj does not campaign, and would believe in the last leader for ever.
-            leader = None
-        return None if leader is None else leader.id
+        leader = self._SyncObj__raftLeader
+        # Without any connection pysyncobj does not campaign, and would believe in the last leader for ever.
+        if leader is None or not (leader is self._SyncObj__selfNode or self.is_connected(leader)):
+            return None
+        id_: str = leader.id
+        return id_
 
     def follows(self, peer: Peer) -> bool:
         """Whether `peer` is the last leader that it has heard of, connected or not."""
@@ -273,10 +291,10 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         A leader, if it can commit, apply or send anything. A follower applies tick by tick, in batches: only who asks
         it, and not its leader, waits for that.
         """
-        return self._isLeader() and (
+        return self.leads() and (
             self.commit_index > self.applied_index
             or self._held_by_majority() > self.commit_index
-            or next(self._peers_to_send_to(), None) is not None
+            or bool(self._peers_to_send_to())
         )
 
     def hand_over(self, peer: Peer) -> None:
@@ -310,17 +328,17 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
                 self._SyncObj__onMessageReceived(sender, heartbeat)
                 self._catch_up_with(sender, message)
         elif kind == "snapshot_got":
-            if self._isLeader() and sender_term == self.term:
+            if self.leads() and sender_term == self.term:
                 if not self._standing.is_joining(sender.id):
                     self._SyncObj__lastResponseTime[sender] = stock.monotonicTime()
                 self.catch_up.got(sender.id, self.term, message)
         elif kind == "progress":
-            if self._isLeader() and self._guard.counts_acknowledgement(message, sender_term, self):
+            if self.leads() and self._guard.counts_acknowledgement(message, sender_term, self):
                 outstanding = self._outstanding.get(sender.id)
                 if outstanding is not None and message["next_node_idx"] > outstanding.last:
                     del self._outstanding[sender.id]
         elif kind == "next_node_idx":
-            if self._isLeader() and self._guard.counts_acknowledgement(message, sender_term, self):
+            if self.leads() and self._guard.counts_acknowledgement(message, sender_term, self):
                 self._acknowledged(sender, message)
         elif kind != "response_vote" or self._guard.counts_vote(message, sender.id):
             self._SyncObj__onMessageReceived(sender, message)
@@ -335,7 +353,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             self._step_down()
         if message["type"] == "pre_vote_answer":
             self._prevote.note(sender.id, message["term"], granted=message["granted"])
-        elif self._isLeader():
+        elif self.leads():
             self._append_to(sender)  # the only answer of a leader: here I am
         else:
             answer = {"type": "pre_vote_answer", "term": message["term"], "granted": self._would_vote(message)}
@@ -445,7 +463,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     def idle(self, *, idle: bool) -> None:
         """Whether it lets others lead: it campaigns no more, and if it leads it asks a follower to take over."""
         self._idle = idle
-        if not idle or not self._isLeader():
+        if not idle or not self.leads():
             return
         voters = [peer for peer in self._peers if not self._standing.is_joining(peer.id)]
         best = max(voters, key=lambda peer: (self.is_connected(peer), self.match_index(peer)), default=None)
@@ -474,7 +492,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
 
     def caught_up(self, peer: Peer, index: int) -> None:
         """This follower holds the log up to `index`, by a snapshot."""
-        if not self._isLeader():
+        if not self.leads():
             return
         self._SyncObj__raftMatchIndex[peer] = max(self.match_index(peer), index)
         self._SyncObj__raftNextIndex[peer] = max(self._SyncObj__raftNextIndex[peer], index + 1)
@@ -500,16 +518,14 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         for peer in self._peers_to_send_to():
             self._append_to(peer)
 
-    def _peers_to_send_to(self) -> Iterator[Peer]:
-        first, last = self._journal.first_index, self.last_index
-        for peer in self._peers:
-            # One that needs a snapshot gets heartbeats, and pieces.
-            if (
-                peer.id not in self._outstanding
-                and first < self._SyncObj__raftNextIndex[peer] <= last
-                and self.is_connected(peer)
-            ):
-                yield peer
+    def _peers_to_send_to(self) -> list[Peer]:
+        """One that needs a snapshot is not among them: it gets heartbeats, and pieces."""
+        next_index, first, last = self._SyncObj__raftNextIndex, self._log.base, self._log.last
+        return [
+            peer
+            for peer in self._peers
+            if peer.id not in self._outstanding and first < next_index[peer] <= last and self.is_connected(peer)
+        ]
 
     def tell_commits(self) -> None:
         """At every tick: tell followers what is committed, where no entries tell them.
@@ -517,12 +533,13 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         While commits go on, the next entries will, as a rule; so only what was committed a tick ago is told by itself,
         and to who has all of it already.
         """
-        before, self._commit_at_tick = self._commit_at_tick, self.commit_index
-        if before != self.commit_index:
+        committed = self.commit_index
+        before, self._commit_at_tick = self._commit_at_tick, committed
+        if before != committed:
             return
         for peer in self._peers:
-            has_all = self._SyncObj__raftNextIndex[peer] > self.commit_index
-            if has_all and peer.id not in self._outstanding and self._told_commit.get(peer.id) != self.commit_index:
+            untold = self._told_commit.get(peer.id) != committed and peer.id not in self._outstanding
+            if untold and self._SyncObj__raftNextIndex[peer] > committed:
                 self._append_to(peer)
 
     def match_index(self, peer: Peer) -> int:
@@ -552,7 +569,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             del self._outstanding[peer.id]
             self._SyncObj__raftNextIndex[peer] = outstanding.previous + 1
             outstanding = None
-        first = self._journal.first_index
+        first = self._log.base
         previous = self._SyncObj__raftNextIndex[peer] - 1 if outstanding is None else outstanding.previous
         entries: list[Entry] = []
         if previous < first:
@@ -560,15 +577,15 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             self.catch_up.needed(peer.id, self.term)
             previous = first  # it will deny that it has it, and so be heard of; and if it has it, all is well
         elif outstanding is None:
-            end = min(self.last_index, previous + self._settings.append_entries_max) + 1
-            entries = self._journal.span(previous + 1, end)
+            end = min(self._log.last, previous + self._settings.append_entries_max) + 1
+            entries = self._log.entries.span(previous + 1, end)
             size = 0
             for count, (command, _index, _term) in enumerate(entries, start=1):
                 size += len(command)
                 if size >= self._settings.append_bytes_max:
                     entries = entries[:count]
                     break
-        previous_term = self._journal.term_at(previous)
+        previous_term = self._log.term_at(previous)
         assert previous_term is not None
         message = {
             "type": "append_entries",
@@ -578,7 +595,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             "prevLogTerm": previous_term,
             "entries": entries,
         }
-        if self._SyncObj__transport.send(peer, message):
+        if self.held.send(peer.id, message):
             last: int = entries[-1][1] if entries else previous
             # Of more than it is known to hold, a follower believes nothing.
             self._told_commit[peer.id] = min(self.commit_index, last)
@@ -589,8 +606,8 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     # What is proposed, committed and applied.
 
     def turn(self) -> None:
-        """What is due, in the order of its ticks: campaign or commit, apply, take in what was proposed, send."""
-        if self._isLeader():
+        """Do what is due."""
+        if self.leads():
             self._lead()
             return
         self.catch_up.lead_no_more()
@@ -610,17 +627,17 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         if not self._hears_majority():
             self._step_down()
         self._SyncObj__applyLogEntries()
-        if self._isLeader() and stock.monotonicTime() > self._SyncObj__newAppendEntriesTime:
+        if self.leads() and stock.monotonicTime() > self._SyncObj__newAppendEntriesTime:
             self._SyncObj__sendAppendEntries()
         self._checkCommandsToApply()
-        if self._isLeader():
+        if self.leads():
             self.send_eagerly()
 
     def _hears_majority(self) -> bool:
         """Whether so many have answered of late that no other node can have been elected unheard."""
-        since_s = stock.monotonicTime() - self._settings.leader_fallback_s
-        heard = sum(1 for peer in self._peers if self._SyncObj__lastResponseTime[peer] > since_s)
-        return 2 * (heard + 1) > len(self._peers) + 1
+        now_s: float = stock.monotonicTime()
+        heard_s: float = _of_majority(now_s, self._SyncObj__lastResponseTime)
+        return heard_s > now_s - self._settings.leader_fallback_s
 
     def _step_down(self) -> None:
         """Nobody does, as far as it knows."""
@@ -644,7 +661,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
 
     def append_joined(self, node: str, nonce: bytes) -> None:
         """As its leader: let the log say that this node was there with that nonce."""
-        assert self._isLeader()
+        assert self.leads()
         self._journal.add(bytes([_JOINED]) + nonce + node.encode(), self.last_index + 1, self.term)
 
     def abstain(self) -> None:
@@ -660,8 +677,11 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         self._by_majority = self.commit_index
 
     def _held_by_majority(self) -> int:
-        held = sorted([self._own_match_index(), *[self.match_index(peer) for peer in self._peers]])
-        return held[(len(held) - 1) // 2]
+        committed = self.commit_index
+        if committed == self._log.last:
+            return committed  # there is no more to be held
+        index: int = _of_majority(self._own_match_index(), self._SyncObj__raftMatchIndex)
+        return index
 
     def _own_match_index(self) -> int:
         """Up to where this leader may count itself."""
@@ -670,7 +690,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     def _checkCommandsToApply(self) -> None:
         if not self._SyncObj__commandsQueue._FastQueue__queue:
             return  # nearly always
-        if self._isLeader():
+        if self.leads():
             super()._checkCommandsToApply()
             return
         # It would forward them to the leader, which might run them long after we have given up.
@@ -682,7 +702,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
             callback(None, FAIL_REASON.MISSING_LEADER)
 
     def _SyncObj__applyLogEntries(self) -> bool:
-        if self._isLeader() and not self._peers:
+        if self.leads() and not self._peers:
             # Alone in its cluster pysyncobj would count it before its sync.
             self._SyncObj__raftCommitIndex = min(self.commit_index, self._by_majority)
         # In slices: replaying a long log in one go would silence this node for longer than its followers wait.
@@ -690,7 +710,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         until = min(self.commit_index, applied + self._settings.apply_entries_max)
         if until <= applied:
             return False
-        for command, index, term in self._journal.span(applied + 1, until + 1):
+        for command, index, term in self._log.entries.span(applied + 1, until + 1):
             waiting = self._SyncObj__commandsWaitingCommit.pop(index, ())
             result = self._SyncObj__doApplyCommand(command)
             for proposed_term, callback in waiting:

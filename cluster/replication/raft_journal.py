@@ -30,6 +30,8 @@ class RaftJournal:
 
     def __init__(self, disk: Disk, journal: DurableJournal, make_pump: Callable[[], Pump]) -> None:
         self.disk = disk
+        self.log = journal.log
+        """The log in memory, to look at."""
         self._journal = journal
         self._make_pump = make_pump
         self._term_position = 0
@@ -118,10 +120,6 @@ class RaftJournal:
     def term_at(self, index: int) -> int | None:
         """The term of the entry at `index`, None where the log has none."""
         return self._journal.term_at(index)
-
-    def span(self, first: int, end: int) -> list[Entry]:
-        """The entries from `first` up to but not including `end`, all of which the log must have."""
-        return self._journal.span(first, end)
 
     def rebase(self, index: int) -> bool:
         """At start: let the log begin at `index`. False if it does not reach there."""

@@ -51,6 +51,7 @@ import ssl
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final, Protocol, cast
 
 import msgpack
@@ -180,13 +181,16 @@ SHAPES: Final[Mapping[str, _Shape]] = {
 """All that nodes may say to each other. Commands to run, commands in pieces and requests of operators are not in it."""
 
 
+_VALUES: Final = {kind: itemgetter("type", *(name for name, _check in shape)) for kind, shape in SHAPES.items()}
+
+
 def encode(term: int, message: Message) -> bytes:
     """The body of a frame. Raises `BadMessage` for what is not in `SHAPES`."""
     kind = message["type"]
     shape = SHAPES.get(kind)
     if shape is None or len(message) != len(shape) + 1:
         raise BadMessage(f"{kind!r} with {sorted(message)} is not for the wire")
-    packed: bytes = msgpack.packb((term, kind, *[message[name] for name, _check in shape]))
+    packed: bytes = msgpack.packb((term, *_VALUES[kind](message)))
     return packed
 
 
@@ -195,24 +199,24 @@ def decode(body: bytes | bytearray) -> tuple[int, Message]:
     fields = _unpack(body)
     if type(fields) is not tuple or len(fields) < 2 or not _count(fields[0]) or type(fields[1]) is not str:
         raise BadFrame("not an envelope")
-    term, kind, *values = fields
+    kind = fields[1]
     shape = SHAPES.get(kind)
     if shape is None:
         raise BadMessage(f"unknown message {kind[:40]!r}")
-    if len(values) != len(shape):
-        raise BadMessage(f"{kind} with {len(values)} fields")
+    if len(fields) != len(shape) + 2:
+        raise BadMessage(f"{kind} with {len(fields) - 2} fields")
     message: Message = {"type": kind}
-    for (name, check), value in zip(shape, values, strict=True):
+    for place, (name, check) in enumerate(shape, start=2):
+        message[name] = value = fields[place]
         if not check(value):
             raise BadMessage(f"{kind} with a bad {name}")
-        message[name] = value
     if kind == "append_entries":
         entries = message["entries"]
         if entries and (entries[0][1] != message["prevLogIdx"] + 1 or entries[0][2] < message["prevLogTerm"]):
             raise BadMessage("append_entries whose entries do not follow their previous one")
         if entries and entries[-1][2] > message["term"]:
             raise BadMessage("append_entries with entries of a later term")
-    return term, message
+    return fields[0], message
 
 
 def _shown(value: object) -> str:

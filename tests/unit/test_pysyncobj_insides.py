@@ -28,6 +28,8 @@ from tests.simulation.pumps import instant_journal
 METHODS = {
     "_SyncObj__applyLogEntries": "(self)",
     "_SyncObj__doApplyCommand": "(self, command)",
+    "_SyncObj__getCurrentLogIndex": "(self)",
+    "_SyncObj__getEntries": "(self, fromIDx, count=None, maxSizeBytes=None)",
     "_SyncObj__onBecomeLeader": "(self)",
     "_SyncObj__onMessageReceived": "(self, node, message)",
     "_SyncObj__onNodeConnected": "(self, node)",
@@ -124,6 +126,15 @@ def test_a_method_is_as_it_was(name: str) -> None:
 def test_the_attributes_are_there() -> None:
     node, *_ = stock_node()
     assert {name for name in ATTRIBUTES if name not in vars(node)} == set()
+    assert len(node._SyncObj__commandsQueue._FastQueue__queue) == 0
+    node.destroy()
+
+
+def test_a_leader_has_all_others_in_its_tables() -> None:
+    node, _sent, two, three = stock_node()
+    lead(node, two)
+    for table in ("lastResponseTime", "raftMatchIndex", "raftNextIndex"):
+        assert set(getattr(node, f"_SyncObj__{table}")) == {two, three}
     node.destroy()
 
 
@@ -323,6 +334,20 @@ def test_a_leader_commits_what_a_majority_holds(terms: list[int], held: list[int
         outcomes.append(node.commit_index)
         node.destroy()
     assert outcomes == [commits, commits]
+
+
+@pytest.mark.parametrize(("silent_s", "leads"), [((0, 0), True), ((0, 2), True), ((2, 0), True), ((2, 2), False)])
+def test_a_leader_whom_no_majority_answers_steps_down(silent_s: tuple[float, float], leads: bool) -> None:
+    """And in the same ticks as pysyncobj would."""
+    for counting in (raft.Replica.turn, raft.Replica.doTick):
+        node, _transport, _applied = replica(instant_journal())
+        lead(node, node._peers[0])
+        for peer, ago_s in zip(node._peers, silent_s, strict=True):
+            node._SyncObj__lastResponseTime[peer] -= ago_s
+        counting(node)
+        assert node.leads() is leads
+        assert node.leader() == ("n1" if leads else None)
+        node.destroy()
 
 
 def test_what_waits_when_leadership_is_lost_is_not_forwarded() -> None:
