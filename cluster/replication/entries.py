@@ -10,7 +10,7 @@ replay alike.
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _SHIFT = 10
 _CHUNK = 1 << _SHIFT
@@ -118,9 +118,11 @@ class OutOfTurn(Exception):
     """This does not follow what the log holds."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """What a journal remembers beside its entries. The log is empty if `last < base`."""
+class State(NamedTuple):
+    """What a journal remembers beside its entries. The log is empty if `last < base`.
+
+    (A named tuple, because one is made for every batch that is written.)
+    """
 
     base: int = 1
     """The first entry of the log."""
@@ -153,7 +155,8 @@ class Log:
 
     def state(self) -> State:
         """All but the entries."""
-        return State(base=self.base, last=self.last, term=self.term, vote=self.vote, commit=min(self.commit, self.last))
+        last = self.entries.last
+        return State(self.base, last, self.term, self.vote, min(self.commit, last))
 
     def append(self, command: bytes, index: int, term: int) -> None:
         """One more entry: the next, or any if the log is empty. Raises `OutOfTurn`."""

@@ -69,9 +69,9 @@ class LogView(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Verdict:
-    """What to do with an `append_entries`."""
+    """What to do with an `append_entries`. (One is made for each; to freeze it would take most of the time.)"""
 
     message: Message
     """What pysyncobj is given in its place."""

@@ -56,7 +56,7 @@ class Durability(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Held:
     """A message, the term in which it was made, and what must be durable before it goes."""
 

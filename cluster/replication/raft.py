@@ -133,7 +133,7 @@ class _NoPoller:
         pass
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Outstanding:
     """Entries that were sent to a follower, and whose answer has not come."""
 
@@ -291,10 +291,9 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         A leader, if it can commit, apply or send anything. A follower applies tick by tick, in batches: only who asks
         it, and not its leader, waits for that.
         """
+        committed = self.commit_index
         return self.leads() and (
-            self.commit_index > self.applied_index
-            or self._held_by_majority() > self.commit_index
-            or bool(self._peers_to_send_to())
+            committed > self.applied_index or self._held_by_majority() > committed or bool(self._peers_to_send_to())
         )
 
     def hand_over(self, peer: Peer) -> None:
@@ -670,11 +669,11 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
 
     def _commit(self) -> None:
         """Commit what a majority holds, if the last of it is of this term (with it all before it is committed)."""
-        by_majority = self._held_by_majority()
-        if by_majority > self.commit_index and self.term_at(by_majority) == self.term:
-            self._SyncObj__raftCommitIndex = by_majority
-            self._journal.setRaftCommitIndex(by_majority)
-        self._by_majority = self.commit_index
+        committed, by_majority = self.commit_index, self._held_by_majority()
+        if by_majority > committed and self.term_at(by_majority) == self.term:
+            self._SyncObj__raftCommitIndex = committed = by_majority
+            self._journal.setRaftCommitIndex(committed)
+        self._by_majority = committed
 
     def _held_by_majority(self) -> int:
         committed = self.commit_index

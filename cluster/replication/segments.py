@@ -21,7 +21,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from cluster.replication import records
@@ -364,7 +364,7 @@ class Segments:
                 *before,
                 f"record {self._number + 1} is bad, and all up to {header.first_number - 1} should follow there",
             )
-        if replace(header.state, commit=0) != replace(self.log.state(), commit=0):
+        if header.state._replace(commit=0) != self.log.state()._replace(commit=0):
             self._corrupt(name, 0, "its header does not fit what comes before it")
         return header
 
