@@ -1028,6 +1028,13 @@ class Driver:
         expires_s: float | None = None
         for effect in PROTOCOLS[txn.protocol].owed(txn):
             match effect:
+                case Send(participant=name, message=message):
+                    participant = self._ledger.participants.get(name)
+                    if participant is None:
+                        _log.critical("%s is owed to %s, which is not registered", txn.gid, name)
+                        continue
+                    expires = expires_s if type(message) is Prepare else None
+                    self._courier.send(participant, message, expires_s=expires)
                 case SetDeadline() if self._is_restored(txn.gid):
                     pass  # it may have been committed long ago: only its participants can tell
                 case SetDeadline():
@@ -1035,13 +1042,6 @@ class Driver:
                     left_ms = min(max(0, effect.at - self._clock.wall_ms()), txn.timeout_ms)
                     expires_s = self._clock.monotonic_s() + left_ms / 1000
                     self._deadlines.set(txn.gid, expires_s)
-                case Send():
-                    participant = self._ledger.participants.get(effect.participant)
-                    if participant is None:
-                        _log.critical("%s is owed to %s, which is not registered", txn.gid, effect.participant)
-                        continue
-                    expires = expires_s if isinstance(effect.message, Prepare) else None
-                    self._courier.send(participant, effect.message, expires_s=expires)
                 case Reply():
                     self._deadlines.cancel(txn.gid)
 
