@@ -84,6 +84,8 @@ from coordinator.waiting import Waiting, waiting_for
 
 _log = logging.getLogger(__name__)
 
+_APPLIED: Final = Verdict.APPLIED  # see `coordinator.ledger`
+
 COMMANDS_UNDER_WAY: Final = 1
 """Commands in the log at once. The log sends a follower what is new when it has answered what it was sent before. So a
 second command would hardly arrive sooner than as a part of the next one, and costs every node as much as the first."""
@@ -816,7 +818,7 @@ class Driver:
             entry, txn = result.entry, result.txn
             if type(entry) is Begun or type(entry) is Opened:
                 self._has_begun(entry, result)
-            if result.verdict is not Verdict.APPLIED:
+            if result.verdict is not _APPLIED:
                 self._settle_wish(result)
                 continue
             match entry:
@@ -942,7 +944,7 @@ class Driver:
         if gid is not None and gid.epoch == self._numbered:
             self._beginning.discard(gid.sequence)
             self._perhaps_begun.discard(gid.sequence)
-            if result.verdict is Verdict.APPLIED:
+            if result.verdict is _APPLIED:
                 self._last_begun = max(self._last_begun, gid.sequence)
 
     def _settle_wish(self, result: Applied) -> None:

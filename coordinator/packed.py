@@ -27,7 +27,8 @@ _BRANCHES: Final = 9
 """Where they stand in a row."""
 _RESULT: Final = 5
 """Where it stands in a branch."""
-_RESOLVED: Final = (None, Decision.COMMIT, Decision.ABORT)
+_COMMITTED: Final = Decision.COMMIT
+_RESOLVED: Final = (None, _COMMITTED, Decision.ABORT)
 _VOTES: Final = (None, VoteKind.PREPARED, VoteKind.READ_ONLY, VoteKind.REFUSED)
 _PREPARED: Final = VoteKind.PREPARED
 _more: Final = attrgetter("reason", "retryable", "result", "contradiction", "resolved", "resolved_at", "note")
@@ -74,7 +75,7 @@ def _is_branch(branch: list[Any]) -> bool:
 
 def pack(txn: Transaction) -> bytes:
     """A transaction that has ended, as a row."""
-    flags = (_COMMIT if txn.decision is Decision.COMMIT else 0) | (_RETRYABLE if txn.retryable else 0)
+    flags = (_COMMIT if txn.decision is _COMMITTED else 0) | (_RETRYABLE if txn.retryable else 0)
     row = [
         txn.ended_at,
         txn.started_at,

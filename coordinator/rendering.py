@@ -11,7 +11,9 @@ from coordinator.protocol.transaction import Branch, Decision, Tally, Transactio
 from coordinator.waiting import Waiting
 
 _FIRST_MS: Final = 0
-_LAST_WORDS: Final = (VoteKind.READ_ONLY, VoteKind.REFUSED)
+_COMMIT: Final = Decision.COMMIT
+_REFUSED: Final = VoteKind.REFUSED
+_LAST_WORDS: Final = (VoteKind.READ_ONLY, _REFUSED)
 """Votes that tell where a branch is for good."""
 
 LAST_MS: Final = 253_402_300_799_999
@@ -70,7 +72,7 @@ def _branch(txn: Transaction, branch: Branch, tally: Tally) -> dict[str, Any]:
         "state": branch_state(txn, branch, tally),
         "reason": reason,
     }
-    if branch.vote is VoteKind.REFUSED or type(vote) is Refused:
+    if branch.vote is _REFUSED or type(vote) is Refused:
         rendered["retryable"] = retryable
     if result is not None:
         rendered["result"] = json_value(result)
@@ -106,7 +108,7 @@ def branch_state(txn: Transaction, branch: Branch, tally: Tally) -> str:
     if branch.resolved is not None:
         return "committed" if branch.resolved is Decision.COMMIT else "aborted"
     finished = txn.ended_at is not None or branch.name in tally.acked
-    if txn.decision is Decision.COMMIT:
+    if txn.decision is _COMMIT:
         return "committed" if finished else "committing"
     return "aborted" if finished else "aborting"
 

@@ -58,7 +58,10 @@ from coordinator.protocol.messages import (
 from coordinator.protocol.record import replace
 from coordinator.protocol.transaction import Branch, Decision, Tally, Transaction, VoteKind
 
-_NOT_OWED: Final = (VoteKind.READ_ONLY, VoteKind.REFUSED)
+# To look a member up in its enum takes as long as to make a small record.
+_COMMIT: Final = Decision.COMMIT
+_REFUSED: Final = VoteKind.REFUSED
+_NOT_OWED: Final = (VoteKind.READ_ONLY, _REFUSED)
 
 
 class TwoPhaseCommit:
@@ -95,7 +98,7 @@ class TwoPhaseCommit:
             if branch.name not in votes:
                 break
         else:
-            return Decided(gid=txn.gid, decision=Decision.COMMIT, votes=_recorded(txn, tally))
+            return Decided(gid=txn.gid, decision=_COMMIT, votes=_recorded(txn, tally))
         if tally.abort_reason is not None:
             return self._abort(txn, tally, tally.abort_reason, retryable=True)
         if expired:
@@ -175,7 +178,7 @@ class TwoPhaseCommit:
             return effects
         effects = [Reply()]
         if txn.ended_at is None:
-            kind = Commit if txn.decision is Decision.COMMIT else Abort
+            kind = Commit if txn.decision is _COMMIT else Abort
             for branch in txn.branches:
                 if is_owed(branch):
                     effects.append(Send(branch.participant, kind(txn.gid, branch.name)))
@@ -215,7 +218,7 @@ def _open(entry: Opened, header: Header) -> Transaction:
 
 
 def _decided(txn: Transaction, entry: Decided, header: Header) -> Transaction:
-    is_commit = entry.decision is Decision.COMMIT
+    is_commit = entry.decision is _COMMIT
     if is_commit and txn.active:
         return txn
     votes = {vote.branch: vote for vote in entry.votes}
@@ -224,7 +227,7 @@ def _decided(txn: Transaction, entry: Decided, header: Header) -> Transaction:
     for before in txn.branches:
         vote = votes.get(before.name)
         # A commit must rest on a vote of every branch, none of them a refusal; an abort needs none: it is presumed.
-        if is_commit and (vote is None or vote.vote is VoteKind.REFUSED):
+        if is_commit and (vote is None or vote.vote is _REFUSED):
             return txn
         branch = _voted(before.name, before.participant, vote)
         branches.append(branch)
