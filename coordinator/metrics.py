@@ -2,9 +2,8 @@
 
 from collections.abc import Collection
 
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from coordinator.counting import Count, Spread
 from coordinator.protocol.transaction import Decision, Heuristic, Transaction
 from coordinator.survey import Survey
 
@@ -17,22 +16,21 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.begun = Count(
+        self.begun = Counter(
             "outlast_transactions_adopted",
             "Undecided transactions that this node began or took over",
             registry=self.registry,
         )
-        self._decided = Count(
+        self._decided = Counter(
             "outlast_transactions_decided",
             "Decisions applied while this node led",
-            label="decision",
-            values=list(Decision),
+            ["decision"],
             registry=self.registry,
         )
-        self._decision_s = Spread(
+        self._decision_s = Histogram(
             "outlast_decision_seconds",
             "From a transaction's start to its decision",
-            bounds=_LATENCY_S,
+            buckets=_LATENCY_S,
             registry=self.registry,
         )
         self.in_flight = Gauge(
@@ -83,14 +81,15 @@ class Metrics:
             ["kind"],
             registry=self.registry,
         )
-        self.command_entries = Spread(
-            "outlast_command_entries", "Entries in one log command", bounds=_ENTRIES, registry=self.registry
+        self.command_entries = Histogram(
+            "outlast_command_entries", "Entries in one log command", buckets=_ENTRIES, registry=self.registry
         )
+        self._committed = self._decided.labels("commit")
+        self._aborted = self._decided.labels("abort")
 
     def decided(self, txn: Transaction) -> None:
         """Count a decision."""
-        assert txn.decision is not None
-        self._decided.inc(txn.decision)
+        (self._committed if txn.decision is Decision.COMMIT else self._aborted).inc()
         if txn.decided_at is not None:
             self._decision_s.observe(max(0, txn.decided_at - txn.started_at) / 1000)
 
