@@ -6,7 +6,6 @@ No pickle, here or anywhere: what is decoded here can only become the records th
 import json
 import re
 import reprlib
-from _json import encode_basestring_ascii, make_encoder
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
@@ -250,25 +249,14 @@ def _refuse_constant(name: str) -> None:
 
 
 # Made once: `json.dumps` and `json.loads` would make new ones each time, which takes longer than most of our texts.
-# `JSONEncoder.encode` does, too: it makes this one. Without markers, what holds itself is a RecursionError.
-_ENCODER: Final = make_encoder(
-    None,  # markers
-    json.JSONEncoder().default,
-    encode_basestring_ascii,
-    None,  # indent
-    ":",
-    ",",
-    False,  # sort_keys
-    False,  # skipkeys
-    False,  # allow_nan
-)
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
 _BLANKS: Final = " \t\n\r"
 
 
 def json_bytes(value: object) -> bytes:
     """Compact JSON text, ASCII only (so that a lone surrogate survives), and never NaN."""
-    return "".join(_ENCODER(value, 0)).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def _json_bytes_of_foreign(value: object) -> bytes:

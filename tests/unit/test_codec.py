@@ -325,7 +325,7 @@ ENDLESS.append(ENDLESS)
         ([{"set": set()}], TypeError),
         (math.nan, ValueError),
         ([-math.inf], ValueError),
-        (ENDLESS, RecursionError),
+        (ENDLESS, ValueError),
     ],
     ids=reprlib.repr,
 )
