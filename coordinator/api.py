@@ -85,8 +85,8 @@ class Api:
         )
 
     def application(self) -> web.Application:
-        """An aiohttp application with all routes; whoever serves it puts `guard` around it."""
-        app = web.Application(client_max_size=self._limits.max_body_bytes)
+        """An aiohttp application with all routes."""
+        app = web.Application(client_max_size=self._limits.max_body_bytes, middlewares=[self._guard])
         app.add_routes(
             [
                 web.post("/v1/transactions", self._submit),
@@ -118,11 +118,9 @@ class Api:
 
     # -------------------------------------------------------------------------------------------- errors
 
-    async def guard(self, handler: Handler, request: web.Request) -> web.StreamResponse:
-        """What `handler` answers to those who may ask.
-
-        Every error becomes problem+json; only our own mistakes become a 500, with a trace in the log alone.
-        """
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Every error becomes problem+json; only our own mistakes become a 500, with a trace in the log alone."""
         try:
             if request.path not in _OPEN_PATHS:
                 check_origin(request)
@@ -133,8 +131,6 @@ class Api:
         except web.HTTPRequestEntityTooLarge:
             limit = self._limits.max_body_bytes
             return problem(413, "Too large", f"the body exceeds {limit} bytes (max_body_bytes)", code="too_large")
-        except web.HTTPExpectationFailed:
-            raise  # the connection is closed, too: see `Connection.finish_response`
         except web.HTTPException as error:
             title = HTTPStatus(error.status).phrase
             allowed = error.headers.get("Allow")

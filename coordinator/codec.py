@@ -100,8 +100,11 @@ class RecordCodec:
 
     def __init__(self, types: Mapping[int, type], *, recurring: Collection[type] = ()) -> None:
         """recurring: parts that come again and again, the same ones in most records that have any."""
-        self._recurring = frozenset(recurring)
-        self._recent_parts: dict[bytes, tuple[Any, ...]] = {}
+        self._recurring: dict[type | None, int] = {
+            kind: 1 + sum(1 for f in fields(kind) if f.default is MISSING) for kind in recurring
+        }
+        """How long they are at least, with the tag."""
+        self._recent_parts: dict[tuple[type | None, bytes], tuple[Any, ...]] = {}
         """By what they are packed: so what is equal, but of another type, is not taken for them."""
         self._recent_plain: dict[int, tuple[object, list[Any]]] = {}
         """By the identity of the parts."""
@@ -136,10 +139,15 @@ class RecordCodec:
 
     def _plain_parts(self, parts: tuple[Any, ...]) -> list[Any]:
         plain = [part if type(part) is str else self.to_plain(part) for part in parts]
-        if parts and type(parts[0]) in self._recurring and len(_pack(plain)) <= _RECENT_BYTES:
+        if parts and self._recur(type(parts[0]), plain):
             _make_room(self._recent_plain)
             self._recent_plain[id(parts)] = parts, plain
         return plain
+
+    def _recur(self, kind: type | None, plain: list[Any]) -> bool:
+        """Whether these may come again: what is more than it must be, a vote with a result, hardly does."""
+        least = self._recurring.get(kind)
+        return least is not None and all(type(part) is list and len(part) <= least for part in plain)
 
     def from_plain(self, plain: object, wanted: type | None = None) -> Any:
         """The record that `to_plain` was given; of the kind that is wanted, if one is. Raises `Malformed`."""
@@ -209,26 +217,25 @@ class RecordCodec:
         return tuple(plain)
 
     def _parts(self, kind: type | None, plain: list[Any]) -> tuple[Any, ...]:
-        if kind in self._recurring:
+        packed: bytes | None = None
+        if self._recur(kind, plain):
             try:
                 packed = _pack(plain)
-            except ValueError:
-                packed = b""  # nested too deeply for it, so these are no parts: to be told so below
-            parts = self._recent_parts.get(packed)
-            if parts is not None:
-                return parts
+            except (ValueError, OverflowError):
+                pass  # no bytes can have been unpacked to that
+            else:
+                parts = self._recent_parts.get((kind, packed))
+                if parts is not None:
+                    return parts
         parts = tuple([self.from_plain(part, kind) for part in plain])
-        if kind in self._recurring and len(packed) <= _RECENT_BYTES:
+        if packed is not None:
             _make_room(self._recent_parts)
-            self._recent_parts[packed] = parts
+            self._recent_parts[kind, packed] = parts
         return parts
 
 
 _RECENT: Final = 1024
 """How many lists of recurring parts are remembered."""
-
-_RECENT_BYTES: Final = 512
-"""Longer ones are not: most of it is what a participant has answered, which hardly comes again."""
 
 
 def _make_room(recent: dict[Any, Any]) -> None:
@@ -276,8 +283,8 @@ def json_value(text: bytes | str) -> Any:
             text = text.decode(encoding, "surrogatepass")
         # Not `decode`, which searches for blanks with a pattern at both ends.
         value, end = _DECODER.raw_decode(text, len(text) - len(text.lstrip(_BLANKS)))
-        if text[end:].strip(_BLANKS):
-            raise json.JSONDecodeError("Extra data", text, end)
+        if rest := text[end:].lstrip(_BLANKS):
+            raise json.JSONDecodeError("Extra data", text, len(text) - len(rest))
         return value
     except RecursionError as error:
         raise Malformed("nested too deeply") from error

@@ -197,12 +197,8 @@ class Ledger:
                 return self._begin(header, entry)
             case Enlisted() if entry.participant not in self.participants:
                 return Applied(entry=entry, verdict=Verdict.UNKNOWN_PARTICIPANT, detail=entry.participant)
-            case Enlisted() | Sealed() | ContradictionSeen():
+            case Enlisted() | Sealed() | ContradictionSeen() | Resolved() | Acknowledged():
                 return self._advance(header, entry)
-            case Resolved() | Acknowledged():
-                applied = self._advance(header, entry)
-                self._keep(applied)
-                return applied
             case Registered():
                 self.participants[entry.name] = Participant(name=entry.name, url=entry.url, batch=entry.batch)
                 return Applied(entry=entry, verdict=Verdict.APPLIED)
@@ -274,16 +270,6 @@ class Ledger:
             return Applied(entry=entry, verdict=Verdict.UNCHANGED, txn=before)
         self._store(number, after)
         return Applied(entry, _APPLIED, after)
-
-    def _keep(self, applied: Applied) -> None:
-        """Only entries of operators change whether a transaction is kept."""
-        txn = applied.txn
-        number = None if txn is None else Gid.number_in(self.cluster, txn.gid)
-        if txn is not None and number is not None:
-            if txn.kept:
-                self.kept.add(number)
-            else:
-                self.kept.discard(number)
 
     def _presume(self, header: Header, entry: TransactionEntry, number: int) -> Applied:
         """Somebody in doubt asked for a gid of this epoch that never began: note the abort, so that it never does."""
@@ -458,6 +444,10 @@ class Ledger:
         return Applied(entry=entry, verdict=Verdict.APPLIED)
 
     def _store(self, number: int, txn: Transaction) -> None:
+        if txn.kept:
+            self.kept.add(number)
+        elif self.kept:
+            self.kept.discard(number)
         if txn.ended_at is not None:
             self.unfinished.pop(number, None)
             self._table[number] = pack(txn)

@@ -9,8 +9,6 @@ here, in the same form as all else, and not logged as a defect: anybody can send
 import asyncio
 import logging
 import ssl
-from collections.abc import Awaitable, Callable
-from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, cast
 
@@ -18,12 +16,10 @@ from aiohttp import web
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError, InvalidURLError, LineTooLong
 
 from cluster.replication.door import TlsDoor
-from coordinator.api import Handler, problem
+from coordinator.api import problem
 from coordinator.config import Limits, Timing
 
 _log = logging.getLogger(__name__)
-
-Guard = Callable[[Handler, web.Request], Awaitable[web.StreamResponse]]
 
 HANDSHAKES_MAX: Final = 256
 """TLS handshakes of clients under way at once; more connections are closed at once."""
@@ -35,20 +31,6 @@ _LAST_WORD_S: Final = 1.0
 """For who is turned away to take its answer; with TLS a close would wait for an answer to it."""
 
 _TELL_EVERY_S: Final = 60.0
-
-
-class Runner(web.AppRunner):
-    """Serves an application with `guard` around it. It sees every request; a middleware would, too, for more calls."""
-
-    def __init__(self, application: web.Application, guard: Guard, *, shutdown_timeout_s: float) -> None:
-        super().__init__(application, access_log=None, shutdown_timeout=shutdown_timeout_s)
-        self._guard = guard
-
-    async def setup(self) -> None:
-        """Start the application."""
-        await super().setup()
-        assert self.server is not None
-        self.server.request_handler = partial(self._guard, self.server.request_handler)
 
 
 async def listen(

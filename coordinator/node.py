@@ -4,6 +4,8 @@ import asyncio
 import logging
 import random
 
+from aiohttp import web
+
 from cluster.replication.clock import Clock
 from cluster.replication.log import ReplicatedLog
 from coordinator.api import Api
@@ -12,7 +14,7 @@ from coordinator.courier import Courier
 from coordinator.driver import Driver
 from coordinator.inquiry import Inquiry
 from coordinator.ledger import Ledger
-from coordinator.listening import Runner, listen
+from coordinator.listening import listen
 from coordinator.metrics import Metrics
 from coordinator.tls import Tls
 
@@ -62,7 +64,7 @@ class Node:
             ),
         )
         self._inquiry = Inquiry(config=config, driver=self.driver, ledger=self.ledger, tls=tls.participants)
-        self._runner: Runner | None = None
+        self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
         """Listen, and take part. Raises OSError when the port is taken, or what the log raises when it cannot start."""
@@ -79,7 +81,9 @@ class Node:
         )
         host, port = split_address(self.config.me.api, "api")
         # aiohttp waits so long twice: for requests that are whole, and then for all, bodies that never come included.
-        self._runner = Runner(api.application(), api.guard, shutdown_timeout_s=self.config.timing.stop_grace_s / 2)
+        self._runner = web.AppRunner(
+            api.application(), access_log=None, shutdown_timeout=self.config.timing.stop_grace_s / 2
+        )
         await self._runner.setup()
         await listen(
             self._runner, host, port, self._tls.api_server, limits=self.config.limits, timing=self.config.timing

@@ -6,7 +6,7 @@ when they change. `RaftLog` (`raft_log.py`) drives it. What we put in the place 
 | of pysyncobj | here |
 |---|---|
 | its thread and poller | the event loop: a *turn* on a timer, and at once when there is work for one |
-| its tick | taken to campaign, and for nothing else: `Replica.turn` does what is due |
+| its tick | taken to campaign alone: `Replica.turn` does whatever else is due |
 | its transport (pickle) | `Transport`, by way of `_Adapter` |
 | its journal's creation | a property, so that its constructor finds the journal we were given |
 | sending entries | `Replica` sends when nothing is outstanding to a follower, and then all that has come since |

@@ -108,7 +108,7 @@ class TwoPhaseCommit:
 
     def _refused(self, txn: Transaction, tally: Tally, first: Refused) -> Decided:
         """Whoever asks again may fare better if that is true of every refusal."""
-        retryable = all(vote.retryable for vote in tally.votes.values() if isinstance(vote, Refused))
+        retryable = all(vote.retryable for vote in tally.votes.values() if type(vote) is Refused)
         return self._abort(txn, tally, f"{first.branch} refused: {first.reason}", retryable=retryable)
 
     def _given_up(self, txn: Transaction, tally: Tally, *, expired: bool) -> Decided | None:

@@ -789,18 +789,6 @@ async def test_tokens() -> None:
             assert (await node.call("GET", "/v1/cluster", headers={"Authorization": right})).status == 200
 
 
-async def test_who_may_not_ask_is_not_asked_for_a_body() -> None:
-    async with running(configs(token=TOKEN)[0]) as node:
-        for token, answer in ((b"wrong", b"HTTP/1.1 403 "), (TOKEN.encode(), b"HTTP/1.1 100 ")):
-            reader, writer = await dial(node)
-            writer.write(
-                POST + b"Expect: 100-continue\r\nContent-Length: 2\r\nAuthorization: Bearer %b\r\n\r\n" % token
-            )
-            async with asyncio.timeout(10):
-                assert (await reader.readuntil(b"\r\n")).startswith(answer)
-            writer.close()
-
-
 async def test_pages_of_other_sites_may_not_use_a_node(shop: RunningNode) -> None:
     for origin in ("https://evil.example", "http://127.0.0.1:1", "null"):
         reply = await shop.call("POST", "/v1/transactions", raw=b"{}", headers={"Origin": origin})

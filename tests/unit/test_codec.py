@@ -207,45 +207,50 @@ def test_how_deep_decoding_goes_is_not_up_to_the_bytes():
 
 
 def test_votes_that_come_again_are_read_once_and_only_they():
-    votes = [[5, "a", "prepared"], [5, "b", "refused", "no room", True]]
-    first, again = (ENTRIES.from_plain([4, gid, "abort", None, False, votes]).votes for gid in (GID, "m-1-2"))
-    assert first is again
-    for tag, retryable in ((5, 1), (5.0, True)):
-        # It equals what is remembered, and is of another type.
-        other = [votes[0], [tag, "b", "refused", "no room", retryable]]
-        with pytest.raises(Malformed):
-            ENTRIES.from_plain([4, GID, "abort", None, False, other])
+    def votes(*plain):
+        return ENTRIES.from_plain([4, GID, "abort", None, False, [*plain]]).votes
+
+    assert votes([5, "a", "prepared"], [5, "b", "refused"]) is votes([5, "a", "prepared"], [5, "b", "refused"])
+    with pytest.raises(Malformed):
+        votes([5, "a", "prepared"], [5.0, "b", "refused"])  # it equals what is remembered, and is of another type
     deep = []
     for _ in range(1000):
         deep = [deep]
-    with pytest.raises(Malformed, match="not a tagged record"):
-        ENTRIES.from_plain([4, GID, "commit", None, False, [deep]])
+    for strange in (deep, [5, "a", deep], [5, "a", 2**70]):
+        with pytest.raises(Malformed):
+            votes(strange)
+    # Nor are all votes alike that cannot be packed.
+    assert [votes([5, name, "prepared"])[0].branch for name in ("\ud800", "\ud801")] == ["\ud800", "\ud801"]
 
 
 def test_what_is_remembered_of_votes_is_bounded():
     codec = RecordCodec({4: Decided, 5: BranchVote}, recurring={BranchVote})
     for number in range(3000):
-        voted = BranchVote(branch=f"b{number}", vote=VoteKind.PREPARED, result=b"x" * (number % 2 * 1000))
+        voted = BranchVote(branch=f"b{number}", vote=VoteKind.PREPARED, result=b"x" * 1000 if number % 2 else None)
         decided = Decided(gid=GID, decision=Decision.COMMIT, votes=(voted,))
         assert codec.from_plain(codec.to_plain(decided)) == decided
     assert 0 < len(codec._recent_parts) <= 1024
     assert 0 < len(codec._recent_plain) <= 1024
-    assert all(part.result == b"" for parts in codec._recent_parts.values() for part in parts)
+    assert all(part.result is None for parts in codec._recent_parts.values() for part in parts)
 
 
-PLAIN = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-1, 11)
-    | st.sampled_from([GID, "commit", "prepared"])
-    | st.binary(max_size=2),
-    lambda inner: st.lists(inner, max_size=7),
-    max_leaves=15,
-)
+def nested(*texts_and_numbers: object) -> st.SearchStrategy[object]:
+    return st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers(-1, 11)
+        | st.sampled_from([GID, "commit", "prepared", *texts_and_numbers])
+        | st.binary(max_size=2),
+        lambda inner: st.lists(inner, max_size=7),
+        max_leaves=15,
+    )
+
+
+PLAIN = nested(5.0)
 
 
 @ANY
-@given(PLAIN)
+@given(nested(5.0, "\ud800", 2**70))
 def test_plain_values_are_a_record_or_malformed_and_nothing_else(plain):
     try:
         record = ENTRIES.from_plain(plain)

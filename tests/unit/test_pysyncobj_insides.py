@@ -62,6 +62,7 @@ ATTRIBUTES = {
     "_SyncObj__raftMatchIndex",
     "_SyncObj__raftNextIndex",
     "_SyncObj__raftState",
+    "_SyncObj__selfNode",
     "_SyncObj__serializer",
     "_SyncObj__transferInProgress",
     "_SyncObj__transport",
