@@ -119,11 +119,12 @@ class Machine:
 class _Future(asyncio.Future[Any]):
     """Its hash is its number: sets of futures have one order in every run."""
 
-    __slots__ = ("number",)
+    __slots__ = ("life", "number")
 
     def __init__(self, loop: "SimLoop") -> None:
         super().__init__(loop=loop)
         self.number = loop.next_number()
+        self.life = LIFE.get()
 
     def __hash__(self) -> int:
         return self.number
@@ -194,7 +195,8 @@ class SimLoop(asyncio.BaseEventLoop):
                 self.errors.append(f"{who}: nobody heard how {task.get_coro().__qualname__} ended: {error!r}")
 
     def _note_error(self, _loop: Any, what: dict[str, Any]) -> None:
-        life = LIFE.get()
+        # Of a future that is let go of, whoever does that: who was about to look at it may have died.
+        life = getattr(what.get("future"), "life", None) or LIFE.get()
         if life is not None and not life.alive:
             return
         who = "?" if life is None else life.machine.name

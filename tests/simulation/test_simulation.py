@@ -255,6 +255,23 @@ def test_nothing_ends_badly_unheard(loop: SimLoop) -> None:
     assert [error.partition(":")[0] for error in loop.errors] == ["n1", "?"]
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_future_that_nobody_looks_at_is_a_defect_of_the_living(loop: SimLoop, *, dies: bool) -> None:
+    machine = Machine(loop, "n1", "127.0.0.1")
+
+    def fail() -> None:
+        future = loop.create_future()
+        if dies:
+            future.add_done_callback(asyncio.Future.exception)
+        future.set_exception(KeyError("a defect"))
+        if dies:
+            machine.end(power=True)
+
+    loop.call_later(1, fail, context=machine.begin().context)
+    passed(loop, 2.0)
+    assert [error.partition(":")[0] for error in loop.errors] == ([] if dies else ["n1"])
+
+
 @pytest.mark.parametrize("gathers", [False, True])
 def test_who_was_about_to_hear_of_an_end_would_have(loop: SimLoop, *, gathers: bool) -> None:
     machine = Machine(loop, "n1", "127.0.0.1")
