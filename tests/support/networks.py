@@ -267,5 +267,5 @@ class _Delay(threading.Thread):
                 if packet[0] >> 4 == 4:  # the kernel itself says something in IPv6 to a new device
                     waiting.append((time.monotonic() + self._delay_s, packet))
             while waiting and waiting[0][0] <= time.monotonic():
+                self.carried += 1  # first: whoever has received it may look at once
                 os.write(self._device, waiting.popleft()[1])
-                self.carried += 1
