@@ -80,11 +80,8 @@ class _Field:
         return cls(name, words, item, frozenset(types) & _PLAIN)
 
 
-_pack: Final = msgpack.Packer().pack
-"""`msgpack.packb` makes a packer each time, which takes as long as to pack a few words."""
-
-_Reading = tuple[type, tuple[tuple[int, _Field], ...]]
-"""The kind of record, and those of its fields that are something else on the wire."""
+PACKER: Final = msgpack.Packer()
+"""`msgpack.packb` makes one each time, which takes as long as to pack a few words."""
 
 
 class RecordCodec:
@@ -100,10 +97,6 @@ class RecordCodec:
 
     def __init__(self, types: Mapping[int, type], *, recurring: Collection[type] = ()) -> None:
         """recurring: parts that come again and again, the same ones in most records that have any."""
-        self._recurring: dict[type | None, int] = {
-            kind: 1 + sum(1 for f in fields(kind) if f.default is MISSING) for kind in recurring
-        }
-        """How long they are at least, with the tag."""
         self._recent_parts: dict[tuple[type | None, bytes], tuple[Any, ...]] = {}
         """By what they are packed: so what is equal, but of another type, is not taken for them."""
         self._recent_plain: dict[int, tuple[object, list[Any]]] = {}
@@ -114,14 +107,20 @@ class RecordCodec:
         """Places of what holds lists, of records or of texts; the tag's is 0."""
         self._defaults: dict[type, tuple[object, ...]] = {}
         """The tag has none."""
-        self._kinds = dict(types)
-        self._readings: dict[tuple[type, ...], dict[int, _Reading]] = {}
-        """By the types on the wire, and the tag. Only what was found to be right is in there, so it stays small."""
+        self._known: dict[int, tuple[type, dict[tuple[type, ...], tuple[tuple[int, _Field], ...]]]] = {
+            tag: (record, {}) for tag, record in types.items()
+        }
+        """By tag: what it stands for, and by the types of its fields on the wire: those that are to be converted.
+
+        Only what was once found to be right is in there, so it stays small.
+        """
         for record in self._tags:
             hints = get_type_hints(record)
             self._fields[record] = tuple(_Field.of(f.name, hints[f.name]) for f in fields(record))
             self._nested[record] = tuple(at for at, field in enumerate(self._fields[record], 1) if field.item)
             self._defaults[record] = (MISSING, *[f.default for f in fields(record)])
+        self._recurring: dict[type | None, int] = {kind: self._defaults[kind].count(MISSING) for kind in recurring}
+        """How long they are at least, with the tag."""
 
     def to_plain(self, record: object) -> list[Any]:
         """Nested lists that msgpack can hold."""
@@ -151,34 +150,23 @@ class RecordCodec:
 
     def from_plain(self, plain: object, wanted: type | None = None) -> Any:
         """The record that `to_plain` was given; of the kind that is wanted, if one is. Raises `Malformed`."""
-        if type(plain) is not list:
+        if type(plain) is not list or not plain or type(plain[0]) is not int:
             raise Malformed(f"not a tagged record: {_shown(plain)}")
-        shape = tuple(map(type, plain))
-        readings = self._readings.get(shape)
-        reading = None if readings is None else readings.get(plain[0])
-        if reading is None:
-            reading = self._learn(shape, plain, wanted)
-        kind, to_convert = reading
+        known = self._known.get(plain[0])
+        if known is None:
+            raise Newer(f"unknown record tag {plain[0]}")
+        kind, conversions = known
         if wanted is not None and kind is not wanted:
             # Before what is in it is looked at: so how deep decoding goes is up to the records, and never to the bytes.
             raise Malformed(f"{kind.__name__} where {wanted.__name__} should be")
         values = plain[1:]
+        shape = (*map(type, values),)
+        to_convert = conversions.get(shape)
+        if to_convert is None:
+            to_convert = conversions[shape] = self._to_convert(kind, values)
         for at, field in to_convert:
             values[at] = self._value(kind, field, values[at])
         return kind(*values)
-
-    def _learn(self, shape: tuple[type, ...], plain: list[Any], wanted: type | None) -> "_Reading":
-        """How what looks like this is read. Raises `Malformed` where it cannot be a record, or not one of that kind."""
-        if not plain or type(plain[0]) is not int:
-            raise Malformed(f"not a tagged record: {_shown(plain)}")
-        kind = self._kinds.get(plain[0])
-        if kind is None:
-            raise Newer(f"unknown record tag {plain[0]}")
-        if wanted is not None and kind is not wanted:
-            raise Malformed(f"{kind.__name__} where {wanted.__name__} should be")
-        reading = kind, self._to_convert(kind, plain[1:])
-        self._readings.setdefault(shape, {})[plain[0]] = reading
-        return reading
 
     def _to_convert(self, kind: type, values: list[Any]) -> tuple[tuple[int, _Field], ...]:
         """Which of the fields are not what they are on the wire. Raises `Malformed` where one cannot be what it is."""
@@ -220,7 +208,7 @@ class RecordCodec:
         packed: bytes | None = None
         if self._recur(kind, plain):
             try:
-                packed = _pack(plain)
+                packed = PACKER.pack(plain)
             except (ValueError, OverflowError):
                 pass  # no bytes can have been unpacked to that
             else:

@@ -187,11 +187,10 @@ class Courier:
 
     def send(self, participant: Participant, message: Request, *, expires_s: float | None = None) -> None:
         """Deliver `message` until it is answered; it replaces what was on its way to the same branch."""
-        lane = self._lanes.get(participant.name) or self._open_lane(participant)
+        lane = self._lane(participant)
         key = (message.gid, message.branch)
         letter = _Letter(message, expires_s, key)
-        if key in lane.letters:
-            self._drop(lane, key)
+        self._drop(lane, key)
         lane.letters[key] = letter
         phase = _Phase.PREPARE if type(message) is Prepare else _Phase.DECISION
         lane.tracks[phase].waiting[key] = letter
@@ -273,8 +272,10 @@ class Courier:
 
     # -------------------------------------------------------------------------------------------- lanes
 
-    def _open_lane(self, participant: Participant) -> _Lane:
-        lane = self._lanes[participant.name] = _Lane(participant, self._most(participant))
+    def _lane(self, participant: Participant) -> _Lane:
+        lane = self._lanes.get(participant.name)
+        if lane is None:
+            lane = self._lanes[participant.name] = _Lane(participant, self._most(participant))
         return lane
 
     def _most(self, participant: Participant) -> int:
@@ -290,10 +291,8 @@ class Courier:
     def _pump(self, lane: _Lane, phase: _Phase) -> None:
         """As many workers as there is work for; one, while it is not known whether the participant is back."""
         track = lane.tracks[phase]
-        if len(track.waiting) <= track.starting * lane.most or lane.resting:
-            return  # nearly always: whoever starts takes it along
         most = 1 if lane.failures else _workers(lane.participant, phase)
-        while len(track.waiting) > track.starting * lane.most and track.workers < most:
+        while len(track.waiting) > track.starting * lane.most and not lane.resting and track.workers < most:
             self._hire(lane, track)
 
     def _hire(self, lane: _Lane, track: _Track) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgpack
 
+from coordinator.codec import PACKER
 from coordinator.protocol.messages import Gid
 from coordinator.protocol.transaction import Branch, Decision, Transaction, VoteKind
 
@@ -35,9 +36,6 @@ _more: Final = attrgetter("reason", "retryable", "result", "contradiction", "res
 _NO_MORE: Final = (None, False, None, None, None, None, None)
 """What stands in a row behind a branch's vote and participant, where that is left out."""
 
-
-_packer: Final = msgpack.Packer()
-"""`msgpack.packb` makes one each time."""
 
 _ROW_HEADS: Final = (b"\x9a", b"\x9b")
 """The first byte of a row: a list of 10, or of 11."""
@@ -90,7 +88,7 @@ def pack(txn: Transaction) -> bytes:
     ]
     if txn.acknowledged_at is not None:
         row.append(txn.acknowledged_at)
-    packed: bytes = _packer.pack(row)
+    packed: bytes = PACKER.pack(row)
     return packed
 
 

@@ -10,12 +10,12 @@ from coordinator.protocol.messages import Prepared, ReadOnly, Refused
 from coordinator.protocol.transaction import Branch, Decision, Tally, Transaction, VoteKind
 from coordinator.waiting import Waiting
 
-_FIRST_MS: Final = 0
 _COMMIT: Final = Decision.COMMIT
 _REFUSED: Final = VoteKind.REFUSED
 _LAST_WORDS: Final = (VoteKind.READ_ONLY, _REFUSED)
 """Votes that tell where a branch is for good."""
 
+_FIRST_MS: Final = 0
 LAST_MS: Final = 253_402_300_799_999
 """The last millisecond of the year 9999: what is beyond is a clock's fault, and can still be shown."""
 
@@ -106,7 +106,7 @@ def branch_state(txn: Transaction, branch: Branch, tally: Tally) -> str:
     if branch.vote in _LAST_WORDS:
         return branch.vote
     if branch.resolved is not None:
-        return "committed" if branch.resolved is Decision.COMMIT else "aborted"
+        return "committed" if branch.resolved is _COMMIT else "aborted"
     finished = txn.ended_at is not None or branch.name in tally.acked
     if txn.decision is _COMMIT:
         return "committed" if finished else "committing"

@@ -182,6 +182,7 @@ SHAPES: Final[Mapping[str, _Shape]] = {
 
 
 _VALUES: Final = {kind: itemgetter("type", *(name for name, _check in shape)) for kind, shape in SHAPES.items()}
+"""By kind: what reads a message in the order of its shape, the kind itself first."""
 
 
 def encode(term: int, message: Message) -> bytes:

@@ -137,7 +137,7 @@ class TwoPhaseCommit:
             case Ended():
                 if txn is None or txn.decision is None or txn.ended_at is not None:
                     return txn
-                return _ended(txn, header)
+                return replace(txn, ended_at=header.at)
             case Opened():
                 return txn if txn is not None else _open(entry, header)
             case Enlisted():
@@ -248,26 +248,6 @@ def _decided(txn: Transaction, entry: Decided, header: Header) -> Transaction:
         decided_at=header.at,
         ended_at=header.at if is_over else None,
         acknowledged_at=txn.acknowledged_at,
-    )
-
-
-def _ended(txn: Transaction, header: Header) -> Transaction:
-    return Transaction(
-        txn.gid,
-        txn.protocol,
-        txn.epoch,
-        txn.branches,
-        txn.timeout_ms,
-        txn.started_at,
-        txn.key,
-        txn.body_hash,
-        txn.decision,
-        txn.reason,
-        txn.retryable,
-        txn.decided_at,
-        header.at,
-        txn.active,
-        txn.acknowledged_at,
     )
 
 

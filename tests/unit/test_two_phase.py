@@ -1,6 +1,6 @@
 """Two-phase commit, a test per rule."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -211,6 +211,19 @@ def test_a_commit_that_does_not_rest_on_every_vote_changes_nothing(votes):
 )
 def test_nothing_comes_of_entries_about_nothing(entry):
     assert P.evolve(None, entry, HEADER) is None
+
+
+def test_a_decision_changes_what_it_is_about_and_nothing_else():
+    # All its fields are written out there, so one that is added must not be forgotten.
+    first = begun()
+    other = {int: 7, str: "x", bytes: b"x", bool: True, type(None): 7}
+    decided_upon = {"branches", "decision", "reason", "retryable", "decided_at", "ended_at", "active"}
+    kept = {f.name for f in fields(first)} - decided_upon
+    before = replace(first, **{name: other[type(getattr(first, name))] for name in kept})
+    after = P.evolve(before, Decided(gid=GID, decision=Decision.ABORT), LATER)
+    assert after is not None
+    assert after.decision is Decision.ABORT
+    assert {name: getattr(after, name) for name in kept} == {name: getattr(before, name) for name in kept}
 
 
 def test_payloads_leave_with_the_decision_and_results_stay():
