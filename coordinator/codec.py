@@ -6,13 +6,16 @@ No pickle, here or anywhere: what is decoded here can only become the records th
 import json
 import re
 import reprlib
-from collections.abc import Collection, Mapping
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 from types import UnionType
-from typing import Any, Final, get_args, get_origin, get_type_hints
+from typing import Any, Final, get_args, get_origin
 
 import msgpack
+import msgspec
+from msgspec import NODEFAULT, structs
+from msgspec.structs import FieldInfo
 
 from coordinator.protocol.messages import (
     Abort,
@@ -30,7 +33,7 @@ from coordinator.protocol.messages import (
     StaleEpoch,
     Stamp,
 )
-from coordinator.protocol.record import values_of
+from coordinator.protocol.record import Record
 
 JSON_TYPE: Final = "application/json"
 MSGPACK_TYPE: Final = "application/msgpack"
@@ -49,24 +52,29 @@ class Newer(Malformed):
 
 _PLAIN: Final = frozenset({str, bytes, int, bool, type(None)})
 
+to_msgpack: Final = msgspec.msgpack.Encoder().encode
+"""Plain values, and records as they are, to msgpack."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Field:
     """What a record's field may hold, read off its annotation."""
 
     name: str
+    default: object
     words: Mapping[object, Enum]
     """What an enum's values are on the wire, if it may be one."""
-    item: type | None
+    item: Any
+    """What it holds many of, if it does."""
     plain: frozenset[type]
     """Types that are on the wire as they are."""
 
     @classmethod
-    def of(cls, name: str, hint: Any) -> "_Field":
+    def of(cls, field: FieldInfo) -> "_Field":
         types: set[type] = set()
         words: dict[object, Enum] = {}
         item = None
-        for option in get_args(hint) if isinstance(hint, UnionType) else (hint,):
+        for option in get_args(field.type) if isinstance(field.type, UnionType) else (field.type,):
             if get_origin(option) is tuple:
                 types.add(tuple)
                 item = get_args(option)[0]
@@ -77,158 +85,94 @@ class _Field:
         assert not words or str not in types, "a word would never become its enum"
         assert types <= _PLAIN | {tuple} or words, "a record is nested as one of many"
         assert tuple not in types or len(types) == 1, "there may be none of many, but not nothing in their place"
-        return cls(name, words, item, frozenset(types) & _PLAIN)
-
-
-PACKER: Final = msgpack.Packer()
-"""`msgpack.packb` makes one each time, which takes as long as to pack a few words."""
+        return cls(field.name, field.default, words, item, frozenset(types) & _PLAIN)
 
 
 class RecordCodec:
-    """Records (see `record.py`) to msgpack arrays and back, by a table of tags.
+    """Records (see `record.py`) to plain values, which `to_msgpack` takes, and back.
 
     A record becomes `[tag, field, field, ...]` in the order of its definition; fields at its end that have their
     default value are left out. Fields may be added at the end of a record when they have a default: older bytes then
-    decode to that default, and older software can read the record as long as the new field has it. Tags are never
-    reused. Decoding checks every field against its annotation, so what comes out can be relied on as if it had been
-    built here. An unknown tag, an unknown value of an enum, and more fields than are known are what later software
-    may have added: `Newer` tells them from what nobody can have written.
+    decode to that default, and older software can read the record as long as the new field has it. Decoding checks
+    every field against its annotation, so what comes out can be relied on as if it had been built here. An unknown tag,
+    an unknown value of an enum, and more fields than are known are what later software may have added: `Newer` tells
+    them from what nobody can have written.
+
+    msgspec reads the same bytes by the same rules, many times as fast, and does not tell newer from malformed: it is
+    asked first where that matters, and what it refuses is explained here (see `commands.py`).
     """
 
-    def __init__(self, types: Mapping[int, type], *, recurring: Collection[type] = ()) -> None:
-        """recurring: parts that come again and again, the same ones in most records that have any."""
-        self._recent_parts: dict[tuple[type | None, bytes], tuple[Any, ...]] = {}
-        """By what they are packed: so what is equal, but of another type, is not taken for them."""
-        self._recent_plain: dict[int, tuple[object, list[Any]]] = {}
-        """By the identity of the parts."""
-        self._tags = {record: tag for tag, record in types.items()}
+    def __init__(self, *kinds: type[Record]) -> None:
+        self._tags: dict[type, int] = {}
+        self._kinds: dict[int, type[Record]] = {}
         self._fields: dict[type, tuple[_Field, ...]] = {}
-        self._nested: dict[type, tuple[int, ...]] = {}
-        """Places of what holds lists, of records or of texts; the tag's is 0."""
-        self._defaults: dict[type, tuple[object, ...]] = {}
-        """The tag has none."""
-        self._known: dict[int, tuple[type, dict[tuple[type, ...], tuple[tuple[int, _Field], ...]]]] = {
-            tag: (record, {}) for tag, record in types.items()
-        }
-        """By tag: what it stands for, and by the types of its fields on the wire: those that are to be converted.
+        for kind in kinds:
+            tag = kind.__struct_config__.tag
+            assert isinstance(tag, int), f"{kind.__name__} has no tag"
+            assert tag not in self._kinds, f"{kind.__name__} has the tag of another"
+            self._tags[kind], self._kinds[tag] = tag, kind
+            self._fields[kind] = tuple(_Field.of(field) for field in structs.fields(kind))
+        self._defaults = {kind: (NODEFAULT, *[field.default for field in self._fields[kind]]) for kind in kinds}
+        """By place; the tag, at 0, has none."""
+        self._cut = {kind: self._places_to_cut(kind) for kind in kinds}
+        """Places of what holds records with fields that may be left out."""
 
-        Only what was once found to be right is in there, so it stays small.
-        """
-        for record in self._tags:
-            hints = get_type_hints(record)
-            self._fields[record] = tuple(_Field.of(f.name, hints[f.name]) for f in fields(record))
-            self._nested[record] = tuple(at for at, field in enumerate(self._fields[record], 1) if field.item)
-            self._defaults[record] = (MISSING, *[f.default for f in fields(record)])
-        self._recurring: dict[type | None, int] = {kind: self._defaults[kind].count(MISSING) for kind in recurring}
-        """How long they are at least, with the tag."""
+    def _places_to_cut(self, kind: type[Record]) -> tuple[int, ...]:
+        return tuple(
+            at
+            for at, field in enumerate(self._fields[kind], 1)
+            if any(part.default is not NODEFAULT for part in self._fields.get(field.item, ()))
+        )
 
-    def to_plain(self, record: object) -> list[Any]:
-        """Nested lists that msgpack can hold."""
+    def to_plain(self, record: Record) -> list[Any]:
+        """What `to_msgpack` takes: lists, in which records stand as they are that have no fields to leave out."""
         kind = type(record)
-        plain = [self._tags[kind], *values_of(record)]
+        plain = [self._tags[kind], *structs.astuple(record)]
         defaults = self._defaults[kind]
         while plain[-1] == defaults[len(plain) - 1]:
             plain.pop()
-        for at in self._nested[kind]:
+        for at in self._cut[kind]:
             if at < len(plain):
-                parts = plain[at]
-                recent = self._recent_plain.get(id(parts))
-                plain[at] = recent[1] if recent is not None and recent[0] is parts else self._plain_parts(parts)
+                plain[at] = [self.to_plain(part) for part in plain[at]]
         return plain
-
-    def _plain_parts(self, parts: tuple[Any, ...]) -> list[Any]:
-        plain = [part if type(part) is str else self.to_plain(part) for part in parts]
-        if parts and self._recur(type(parts[0]), plain):
-            _make_room(self._recent_plain)
-            self._recent_plain[id(parts)] = parts, plain
-        return plain
-
-    def _recur(self, kind: type | None, plain: list[Any]) -> bool:
-        """Whether these may come again: what is more than it must be, a vote with a result, hardly does."""
-        least = self._recurring.get(kind)
-        return least is not None and all(type(part) is list and len(part) <= least for part in plain)
 
     def from_plain(self, plain: object, wanted: type | None = None) -> Any:
-        """The record that `to_plain` was given; of the kind that is wanted, if one is. Raises `Malformed`."""
+        """The record that was packed, from what was unpacked; of the kind that is wanted, if one is.
+
+        Raises `Malformed`. The fields speak in their order: what only newer software knows counts, if it stands before
+        a fault.
+        """
         if type(plain) is not list or not plain or type(plain[0]) is not int:
             raise Malformed(f"not a tagged record: {_shown(plain)}")
-        known = self._known.get(plain[0])
-        if known is None:
+        kind = self._kinds.get(plain[0])
+        if kind is None:
             raise Newer(f"unknown record tag {plain[0]}")
-        kind, conversions = known
         if wanted is not None and kind is not wanted:
             # Before what is in it is looked at: so how deep decoding goes is up to the records, and never to the bytes.
             raise Malformed(f"{kind.__name__} where {wanted.__name__} should be")
-        values = plain[1:]
-        shape = (*map(type, values),)
-        to_convert = conversions.get(shape)
-        if to_convert is None:
-            to_convert = conversions[shape] = self._to_convert(kind, values)
-        for at, field in to_convert:
-            values[at] = self._value(kind, field, values[at])
+        known = self._fields[kind]
+        if len(plain) - 1 > len(known):
+            raise Newer(f"{kind.__name__} has {len(plain) - 1} fields, at most {len(known)} are known")
+        values = [self._value(kind, field, value) for field, value in zip(known, plain[1:], strict=False)]
+        if NODEFAULT in self._defaults[kind][len(plain) :]:
+            raise Malformed(f"{kind.__name__} lacks {known[len(values)].name}")
         return kind(*values)
 
-    def _to_convert(self, kind: type, values: list[Any]) -> tuple[tuple[int, _Field], ...]:
-        """Which of the fields are not what they are on the wire. Raises `Malformed` where one cannot be what it is."""
-        known = self._fields[kind]
-        if len(values) > len(known):
-            raise Newer(f"{kind.__name__} has {len(values)} fields, at most {len(known)} are known")
-        to_convert: list[tuple[int, _Field]] = []
-        for at, (field, value) in enumerate(zip(known, values, strict=False)):
-            if type(value) in field.plain:
-                continue
-            if not (type(value) is list and field.item is not None) and not (isinstance(value, str) and field.words):
-                self._refuse_newer(kind, to_convert, values)
-                raise Malformed(f"{kind.__name__}.{field.name} cannot be {_shown(value)}")
-            to_convert.append((at, field))
-        if MISSING in self._defaults[kind][len(values) + 1 :]:
-            self._refuse_newer(kind, to_convert, values)
-            raise Malformed(f"{kind.__name__} lacks {known[len(values)].name}")
-        return tuple(to_convert)
-
-    def _refuse_newer(self, kind: type, to_convert: list[tuple[int, _Field]], values: list[Any]) -> None:
-        """The fields speak in their order: what is only known to newer software counts, if it stands before a fault."""
-        for at, field in to_convert:
-            self._value(kind, field, values[at])
-
     def _value(self, kind: type, field: _Field, plain: Any) -> object:
-        if isinstance(plain, str):
+        if type(plain) in field.plain:
+            return plain
+        if type(plain) is str and field.words:
             word = field.words.get(plain)
             if word is None:
                 raise Newer(f"{kind.__name__}.{field.name}: {_shown(plain)} is not known")
             return word
+        if type(plain) is not list or field.item is None:
+            raise Malformed(f"{kind.__name__}.{field.name} cannot be {_shown(plain)}")
         if field.item is not str:
-            return self._parts(field.item, plain)
-        for part in plain:
-            if type(part) is not str:
-                raise Malformed(f"{kind.__name__}.{field.name} holds something else than texts")
+            return tuple(self.from_plain(part, field.item) for part in plain)
+        if not all(type(part) is str for part in plain):
+            raise Malformed(f"{kind.__name__}.{field.name} holds something else than texts")
         return tuple(plain)
-
-    def _parts(self, kind: type | None, plain: list[Any]) -> tuple[Any, ...]:
-        packed: bytes | None = None
-        if self._recur(kind, plain):
-            try:
-                packed = PACKER.pack(plain)
-            except (ValueError, OverflowError):
-                pass  # no bytes can have been unpacked to that
-            else:
-                parts = self._recent_parts.get((kind, packed))
-                if parts is not None:
-                    return parts
-        parts = tuple([self.from_plain(part, kind) for part in plain])
-        if packed is not None:
-            _make_room(self._recent_parts)
-            self._recent_parts[kind, packed] = parts
-        return parts
-
-
-_RECENT: Final = 1024
-"""How many lists of recurring parts are remembered."""
-
-
-def _make_room(recent: dict[Any, Any]) -> None:
-    if len(recent) >= _RECENT:
-        recent.clear()
 
 
 def _shown(value: object) -> str:

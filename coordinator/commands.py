@@ -1,15 +1,16 @@
-"""Commands of the log: a header and entries, as bytes; the entries' tags are given out here.
+"""Commands of the log: a header and entries, as bytes.
 
-A tag is never given to anything else, and what is written today is read for ever; `levels.py` says how a new kind of
-entry comes to be. What is not understood is malformed for every replica, or of newer software: see
+The entries' tags are never given to anything else, and what is written today is read for ever; `levels.py` says how a
+new kind of entry comes to be. What is not understood is malformed for every replica, or of newer software: see
 `coordinator.ledger`, "What is not understood".
 """
 
-from typing import Final
+from typing import Final, Literal
 
 import msgpack
+import msgspec
 
-from coordinator.codec import Malformed, Newer, RecordCodec
+from coordinator.codec import Malformed, Newer, RecordCodec, to_msgpack
 from coordinator.protocol.entries import (
     Acknowledged,
     Begun,
@@ -38,41 +39,47 @@ from coordinator.protocol.entries import (
 COMMAND_VERSION: Final = 1
 
 ENTRIES: Final = RecordCodec(
-    {
-        1: TookOver,
-        2: Begun,
-        3: BranchPlan,
-        4: Decided,
-        5: BranchVote,
-        6: ContradictionSeen,
-        7: Ended,
-        8: Registered,
-        9: Unregistered,
-        10: Forgotten,
-        11: Raised,
-        12: CopyPiece,
-        13: CopyInstalled,
-        14: Reconciled,
-        15: LostRangeNoted,
-        16: Opened,
-        17: Enlisted,
-        18: Sealed,
-        19: Resolved,
-        20: Acknowledged,
-    },
-    recurring={BranchVote},
+    TookOver,
+    Begun,
+    BranchPlan,
+    Decided,
+    BranchVote,
+    ContradictionSeen,
+    Ended,
+    Registered,
+    Unregistered,
+    Forgotten,
+    Raised,
+    CopyPiece,
+    CopyInstalled,
+    Reconciled,
+    LostRangeNoted,
+    Opened,
+    Enlisted,
+    Sealed,
+    Resolved,
+    Acknowledged,
 )
+
+_COMMAND: Final = msgspec.msgpack.Decoder(tuple[Literal[1], int, int, list[Entry]])
 
 
 def encode_command(header: Header, entries: list[Entry]) -> bytes:
     """One log command: many entries under one header."""
-    plain = [COMMAND_VERSION, header.epoch, header.at, [ENTRIES.to_plain(entry) for entry in entries]]
-    encoded: bytes = msgpack.packb(plain)
-    return encoded
+    return to_msgpack([COMMAND_VERSION, header.epoch, header.at, [ENTRIES.to_plain(entry) for entry in entries]])
 
 
 def decode_command(command: bytes) -> tuple[Header, list[Entry]]:
     """The inverse of `encode_command`. Raises `Malformed`, and of that kind `Newer`; see "What is not understood"."""
+    try:
+        _version, epoch, at, entries = _COMMAND.decode(command)
+    except (ValueError, RecursionError):  # all that it raises for bytes is of these
+        return _looked_into(command)
+    return Header(epoch=epoch, at=at), entries
+
+
+def _looked_into(command: bytes) -> tuple[Header, list[Entry]]:
+    """Why it is not a command: because of newer software, or because nobody can have written it."""
     try:
         plain = msgpack.unpackb(command)
     except (ValueError, msgpack.exceptions.UnpackException) as error:

@@ -75,7 +75,7 @@ from coordinator.protocol.entries import (
     Unregistered,
 )
 from coordinator.protocol.messages import Answer, Gid, Prepare, Stamp
-from coordinator.protocol.record import record
+from coordinator.protocol.record import Record
 from coordinator.protocol.registry import PROTOCOLS
 from coordinator.protocol.transaction import NOTHING_HEARD, Decision, Tally, Transaction
 from coordinator.refusals import being_found_out, is_enlisted, is_resolved, other_branches, unknown_participant
@@ -112,8 +112,7 @@ SURVEYED_AT_ONCE: Final = 500
 """Transactions that are counted for the metrics before others get their turn."""
 
 
-@record
-class NewTransaction:
+class NewTransaction(Record, frozen=True):
     """What a client asks for, validated. `active`: it will enlist the branches itself, one by one.
 
     body_hash: of what was asked for, where there is a key.

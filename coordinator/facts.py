@@ -3,12 +3,11 @@
 from enum import Enum
 
 from coordinator.protocol.entries import Entry
-from coordinator.protocol.record import record
+from coordinator.protocol.record import Record
 from coordinator.protocol.transaction import Transaction
 
 
-@record
-class Participant:
+class Participant(Record, frozen=True, tag=3):
     """Where a participant listens, and whether it takes batches."""
 
     name: str
@@ -30,8 +29,7 @@ class Verdict(Enum):
     TOO_EARLY = "of a kind that is not used before every node understands it"
 
 
-@record
-class Applied:
+class Applied(Record, frozen=True):
     """One applied entry: what it was, what it did, and the transaction concerned as it now is.
 
     For KEY_TAKEN and KEY_REUSED, `txn` is the one that has the key.

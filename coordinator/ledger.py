@@ -251,7 +251,7 @@ class Ledger:
         if entry.key is not None:
             self.keys[entry.key] = number
         self._store(number, txn)
-        return Applied(entry, _APPLIED, txn)
+        return Applied(entry=entry, verdict=_APPLIED, txn=txn)
 
     def _advance(self, header: Header, entry: TransactionEntry) -> Applied:
         number = Gid.number_in(self.cluster, entry.gid)
@@ -269,7 +269,7 @@ class Ledger:
         if after is None or after is before:
             return Applied(entry=entry, verdict=Verdict.UNCHANGED, txn=before)
         self._store(number, after)
-        return Applied(entry, _APPLIED, after)
+        return Applied(entry=entry, verdict=_APPLIED, txn=after)
 
     def _presume(self, header: Header, entry: TransactionEntry, number: int) -> Applied:
         """Somebody in doubt asked for a gid of this epoch that never began: note the abort, so that it never does."""

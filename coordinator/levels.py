@@ -20,8 +20,10 @@ older software reads. The meaning and the type of what is there never change.
 """
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
 from typing import Any, Final
+
+from msgspec import NODEFAULT
+from msgspec.structs import fields
 
 from coordinator.protocol.entries import (
     Acknowledged,
@@ -47,6 +49,7 @@ from coordinator.protocol.entries import (
     TookOver,
     Unregistered,
 )
+from coordinator.protocol.record import Record
 
 OLDEST: Final = 1
 NEWEST: Final = 2
@@ -98,8 +101,8 @@ def _level_of_fields(record: Any) -> int:
     for field in fields(record):
         value = getattr(record, field.name)
         if isinstance(value, tuple):
-            level = max([level, *(_level_of_fields(part) for part in value)])
+            level = max([level, *(_level_of_fields(part) for part in value if isinstance(part, Record))])
         since = FIELD_LEVELS.get((type(record), field.name), OLDEST)
-        if since > level and (field.default is MISSING or value != field.default):
+        if since > level and (field.default is NODEFAULT or value != field.default):
             level = since
     return level

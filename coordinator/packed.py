@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgpack
 
-from coordinator.codec import PACKER
+from coordinator.codec import to_msgpack
 from coordinator.protocol.messages import Gid
 from coordinator.protocol.transaction import Branch, Decision, Transaction, VoteKind
 
@@ -88,8 +88,7 @@ def pack(txn: Transaction) -> bytes:
     ]
     if txn.acknowledged_at is not None:
         row.append(txn.acknowledged_at)
-    packed: bytes = PACKER.pack(row)
-    return packed
+    return to_msgpack(row)
 
 
 def _pack_branch(branch: Branch) -> list[Any]:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgpack
 
 from cluster.replication.log import NeedsNewer
-from coordinator.codec import MAX_NESTING, Malformed, Newer, RecordCodec, json_value, nested_too_deeply
+from coordinator.codec import MAX_NESTING, Malformed, Newer, RecordCodec, json_value, nested_too_deeply, to_msgpack
 from coordinator.config import valid_name, valid_url
 from coordinator.facts import Participant
 from coordinator.levels import OLDEST
@@ -31,7 +31,7 @@ STATE_VERSION: Final = 2
 _STATE_VERSION_OF_LEVEL_1: Final = 1
 _NUMBERS: Final = 1 << 64
 """Numbers of gids are below it."""
-RECORDS: Final = RecordCodec({1: Transaction, 2: Branch, 3: Participant})
+RECORDS: Final = RecordCodec(Transaction, Branch, Participant)
 
 # ------------------------------------------------------------------------------------------------ writing
 
@@ -52,7 +52,7 @@ def row_pieces(chunks: list[Any], unfinished: dict[int, Transaction]) -> Iterato
     while chunks:
         # Let go of one after the other: freeing a million rows at once takes time.
         place, chunk = chunks.pop()
-        yield msgpack.packb(
+        yield to_msgpack(
             [
                 [number, packed if packed is not None else RECORDS.to_plain(unfinished[number])]
                 for number, packed in rows_of(place, chunk)

@@ -1,26 +1,23 @@
 """What a state owes the world. Effects are computed anew from hard state at every asking."""
 
 from coordinator.protocol.messages import Request
-from coordinator.protocol.record import record
+from coordinator.protocol.record import Record
 
 
-@record
-class Send:
+class Send(Record, frozen=True):
     """`participant` is to hear `message`, again and again until it answers."""
 
     participant: str
     message: Request
 
 
-@record
-class SetDeadline:
+class SetDeadline(Record, frozen=True):
     """At `at` (milliseconds since 1970) the transaction counts as expired."""
 
     at: int
 
 
-@record
-class Reply:
+class Reply(Record, frozen=True):
     """The client may know the decision."""
 
 

@@ -3,12 +3,11 @@
 One log command carries many entries under one `Header`, so what they have in common is said once: group commit.
 """
 
-from coordinator.protocol.record import record
+from coordinator.protocol.record import Record
 from coordinator.protocol.transaction import Decision, VoteKind
 
 
-@record
-class Header:
+class Header(Record, frozen=True):
     """Who proposed the entries behind it, and when.
 
     epoch: the proposer's; the ledger refuses all entries of an older epoch than it has applied.
@@ -22,8 +21,7 @@ class Header:
 # ------------------------------------------------------------------------------------------------ of one transaction
 
 
-@record
-class BranchPlan:
+class BranchPlan(Record, frozen=True, tag=3):
     """A branch as the client asked for it; `payload` is JSON text."""
 
     name: str
@@ -31,8 +29,7 @@ class BranchPlan:
     payload: bytes
 
 
-@record
-class Begun:
+class Begun(Record, frozen=True, tag=2):
     """A client wants this transaction. `key` and `body_hash` make a client's retry find it again."""
 
     gid: str
@@ -43,8 +40,7 @@ class Begun:
     body_hash: bytes | None = None
 
 
-@record
-class Opened:
+class Opened(Record, frozen=True, tag=16):
     """An application begins a transaction of its own: it does the work itself, on its own connections.
 
     timeout_ms: within it the application must have asked for the commit, and all votes be in. `key` and `body_hash` as
@@ -58,8 +54,7 @@ class Opened:
     body_hash: bytes | None = None
 
 
-@record
-class Enlisted:
+class Enlisted(Record, frozen=True, tag=17):
     """The application will work at `participant`, as `branch`. Logged before it does: an abort has to reach it."""
 
     gid: str
@@ -67,8 +62,7 @@ class Enlisted:
     participant: str
 
 
-@record
-class Sealed:
+class Sealed(Record, frozen=True, tag=18):
     """The application has prepared its branches and asks for the commit. `branches`: their names, as it knows them.
 
     It changes something only where these are the branches that were enlisted: work at any other would be lost.
@@ -78,8 +72,7 @@ class Sealed:
     branches: tuple[str, ...]
 
 
-@record
-class BranchVote:
+class BranchVote(Record, frozen=True, tag=5):
     """A vote, as the decision was based on it."""
 
     branch: str
@@ -89,8 +82,7 @@ class BranchVote:
     result: bytes | None = None
 
 
-@record
-class Decided:
+class Decided(Record, frozen=True, tag=4):
     """A leader wants this decision. The first one that is applied is the decision; others change nothing."""
 
     gid: str
@@ -100,8 +92,7 @@ class Decided:
     votes: tuple[BranchVote, ...] = ()
 
 
-@record
-class ContradictionSeen:
+class ContradictionSeen(Record, frozen=True, tag=6):
     """A participant says that a branch is in `state`, against the decision. Kept for people to see."""
 
     gid: str
@@ -109,15 +100,13 @@ class ContradictionSeen:
     state: str
 
 
-@record
-class Ended:
+class Ended(Record, frozen=True, tag=7):
     """Every branch that the decision concerns is where it belongs: nothing is owed any more."""
 
     gid: str
 
 
-@record
-class Resolved:
+class Resolved(Record, frozen=True, tag=19):
     """An operator says that a branch of a decided transaction is, or will be, ended by hand: nothing is owed to it.
 
     outcome: how, whatever the decision is. The first one that is applied stays. `note` is the operator's own words.
@@ -129,8 +118,7 @@ class Resolved:
     note: str | None = None
 
 
-@record
-class Acknowledged:
+class Acknowledged(Record, frozen=True, tag=20):
     """An operator has seen to all that was resolved by hand in a transaction: it may be forgotten like any other."""
 
     gid: str
@@ -142,15 +130,13 @@ TransactionEntry = Begun | Opened | Enlisted | Sealed | Decided | ContradictionS
 # ------------------------------------------------------------------------------------------------ of the house
 
 
-@record
-class TookOver:
+class TookOver(Record, frozen=True, tag=1):
     """A new leader's first entry: its epoch (the header's) begins, and all older epochs are over."""
 
     node: str
 
 
-@record
-class Registered:
+class Registered(Record, frozen=True, tag=8):
     """A participant has a name, a URL, and understands batches or not."""
 
     name: str
@@ -158,23 +144,20 @@ class Registered:
     batch: bool = False
 
 
-@record
-class Unregistered:
+class Unregistered(Record, frozen=True, tag=9):
     """A participant's name is given up."""
 
     name: str
 
 
-@record
-class Forgotten:
+class Forgotten(Record, frozen=True, tag=10):
     """Transactions numbered at most `floor` that ended at or before `before` (ms since 1970) leave the ledger."""
 
     floor: int
     before: int
 
 
-@record
-class Raised:
+class Raised(Record, frozen=True, tag=11):
     """Every node understands `level`: from here on entries of it may be written. It never falls again."""
 
     level: int
@@ -183,8 +166,7 @@ class Raised:
 # ------------------------------------------------------------------------------------------------ of a restore
 
 
-@record
-class CopyPiece:
+class CopyPiece(Record, frozen=True, tag=12):
     """A piece of a copy that is to be restored; the first one (`index` 0) takes the place of what came before it.
 
     restore: tells one try from another.
@@ -195,8 +177,7 @@ class CopyPiece:
     data: bytes
 
 
-@record
-class CopyInstalled:
+class CopyInstalled(Record, frozen=True, tag=13):
     """All pieces have come: let the copy be the state, if there never was a transaction; else drop them.
 
     digest: over all pieces, see `coordinator.copies`. epoch_base: epochs are Raft terms plus it from here on.
@@ -208,8 +189,7 @@ class CopyInstalled:
     epoch_base: int
 
 
-@record
-class Reconciled:
+class Reconciled(Record, frozen=True, tag=14):
     """What the participants have told of a transaction that a copy does not know, or holds undecided.
 
     decision: None when they show that it has ended, and nobody knows how: it leaves the ledger, as if forgotten.
@@ -223,8 +203,7 @@ class Reconciled:
     votes: tuple[BranchVote, ...] = ()
 
 
-@record
-class LostRangeNoted:
+class LostRangeNoted(Record, frozen=True, tag=15):
     """The operator says that a participant is not waited for (`without`), or a leader that nothing is open any more."""
 
     without: str | None = None

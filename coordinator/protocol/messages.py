@@ -11,7 +11,7 @@ import re
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from coordinator.protocol.record import record
+from coordinator.protocol.record import Record
 
 MAX_CLUSTER_NAME: Final = 24
 """Characters. A gid must fit into the 64 bytes that MariaDB gives a gtrid."""
@@ -72,8 +72,7 @@ def _number_in(cluster: str, text: str) -> int | None:
 # ------------------------------------------------------------------------------------- coordinator to participant
 
 
-@record
-class Stamp:
+class Stamp(Record, frozen=True):
     """What the sender of a message knows.
 
     epoch: of the sending leader; a participant fences prepares of an older epoch than it has seen.
@@ -89,8 +88,7 @@ class Stamp:
     coordinators: tuple[str, ...] = ()
 
 
-@record
-class Prepare:
+class Prepare(Record, frozen=True):
     """Do the branch's work, make it durable without making it visible, and vote. `payload` is JSON text."""
 
     gid: str
@@ -106,16 +104,14 @@ make sure that it never will be. To a participant that does not know the word it
 """
 
 
-@record
-class Commit:
+class Commit(Record, frozen=True):
     """The decision is commit: make the prepared branch visible."""
 
     gid: str
     branch: str
 
 
-@record
-class Abort:
+class Abort(Record, frozen=True):
     """The decision is abort: undo the branch, or make sure that it never comes to be."""
 
     gid: str
@@ -127,8 +123,7 @@ Request = Prepare | Commit | Abort
 # ------------------------------------------------------------------------------------- participant to coordinator
 
 
-@record
-class Prepared:
+class Prepared(Record, frozen=True):
     """A vote: the branch is durable, and its participant has given up the right to abort it. `result` is JSON text."""
 
     gid: str
@@ -136,8 +131,7 @@ class Prepared:
     result: bytes | None = None
 
 
-@record
-class ReadOnly:
+class ReadOnly(Record, frozen=True):
     """A vote: the branch changed nothing, and needs no second phase. `result` is JSON text."""
 
     gid: str
@@ -145,8 +139,7 @@ class ReadOnly:
     result: bytes | None = None
 
 
-@record
-class Refused:
+class Refused(Record, frozen=True):
     """A vote: the branch is undone and will never commit. `retryable`: a new transaction might fare better."""
 
     gid: str
@@ -155,16 +148,14 @@ class Refused:
     retryable: bool = False
 
 
-@record
-class Acked:
+class Acked(Record, frozen=True):
     """The branch is in the state that was asked for, durably."""
 
     gid: str
     branch: str
 
 
-@record
-class Contradicted:
+class Contradicted(Record, frozen=True):
     """The branch cannot follow the decision: it is in `state` (working, aborted, committed, unknown). An alarm."""
 
     gid: str
@@ -172,8 +163,7 @@ class Contradicted:
     state: str
 
 
-@record
-class StaleEpoch:
+class StaleEpoch(Record, frozen=True):
     """No vote: the participant has heard from a leader of the newer `epoch`."""
 
     gid: str
@@ -181,8 +171,7 @@ class StaleEpoch:
     epoch: int
 
 
-@record
-class Pending:
+class Pending(Record, frozen=True):
     """No answer yet: the work still runs. The same message, repeated, joins it."""
 
     gid: str

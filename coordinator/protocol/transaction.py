@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from enum import StrEnum
 
 from coordinator.protocol.messages import Acked, Answer, Contradicted, Prepared, ReadOnly, Refused, Vote
-from coordinator.protocol.record import record, replace
+from coordinator.protocol.record import Record, replace
 
 
 class Decision(StrEnum):
@@ -46,8 +46,7 @@ class Heuristic(StrEnum):
     RESOLVED = "resolved"
 
 
-@record
-class Branch:
+class Branch(Record, frozen=True, tag=2):
     """One participant's part. Hard state.
 
     payload: JSON text of the work; leaves with the decision, for nobody will be asked to do the work again.
@@ -70,8 +69,7 @@ class Branch:
     note: str | None = None
 
 
-@record
-class Transaction:
+class Transaction(Record, frozen=True, tag=1):
     """All that is replicated of one transaction. Hard state; dates are milliseconds since 1970 as data.
 
     epoch: of the leader that began it, and part of its gid.
@@ -139,8 +137,7 @@ class Transaction:
         return len(names) == len(self.branches) and {branch.name for branch in self.branches} == set(names)
 
 
-@record
-class Tally:
+class Tally(Record, frozen=True):
     """What this leader has heard: soft state, by branch name. Sets, so that a repeated message counts once.
 
     votes: the first vote of each branch; a participant repeats its vote, it never changes it.
@@ -172,7 +169,7 @@ class Tally:
                 contradictions = {**contradictions, answer.branch: answer.state}
             case _:
                 return self
-        return Tally(votes, acked, contradictions, self.abort_reason)
+        return replace(self, votes=votes, acked=acked, contradictions=contradictions)
 
     def asked_to_abort(self, reason: str) -> "Tally":
         """This tally after a request to abort; the first reason stays."""

@@ -27,7 +27,6 @@ there is nothing to resolve before the decision: what is undecided can be aborte
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Final
 
 from coordinator.protocol.effects import Effect, Reply, Send, SetDeadline
@@ -170,18 +169,18 @@ class TwoPhaseCommit:
         """See `CommitProtocol.owed`."""
         effects: list[Effect]
         if txn.decision is None:
-            effects = [SetDeadline(txn.expires_at)]
+            effects = [SetDeadline(at=txn.expires_at)]
             if not txn.active:
                 for branch in txn.branches:
-                    message = Prepare(txn.gid, branch.name, branch.payload or b"null")
-                    effects.append(Send(branch.participant, message))
+                    message = Prepare(gid=txn.gid, branch=branch.name, payload=branch.payload or b"null")
+                    effects.append(Send(participant=branch.participant, message=message))
             return effects
         effects = [Reply()]
         if txn.ended_at is None:
             kind = Commit if txn.decision is _COMMIT else Abort
             for branch in txn.branches:
                 if is_owed(branch):
-                    effects.append(Send(branch.participant, kind(txn.gid, branch.name)))
+                    effects.append(Send(participant=branch.participant, message=kind(gid=txn.gid, branch=branch.name)))
         return effects
 
 
@@ -192,14 +191,16 @@ def is_owed(branch: Branch) -> bool:
 
 def _begin(entry: Begun, header: Header) -> Transaction:
     return Transaction(
-        entry.gid,
-        entry.protocol,
-        header.epoch,
-        tuple([Branch(plan.name, plan.participant, plan.payload) for plan in entry.branches]),
-        entry.timeout_ms,
-        header.at,
-        entry.key,
-        entry.body_hash,
+        gid=entry.gid,
+        protocol=entry.protocol,
+        epoch=header.epoch,
+        branches=tuple(
+            [Branch(name=plan.name, participant=plan.participant, payload=plan.payload) for plan in entry.branches]
+        ),
+        timeout_ms=entry.timeout_ms,
+        started_at=header.at,
+        key=entry.key,
+        body_hash=entry.body_hash,
     )
 
 
@@ -229,25 +230,19 @@ def _decided(txn: Transaction, entry: Decided, header: Header) -> Transaction:
         # A commit must rest on a vote of every branch, none of them a refusal; an abort needs none: it is presumed.
         if is_commit and (vote is None or vote.vote is _REFUSED):
             return txn
-        branch = _voted(before.name, before.participant, vote)
+        branch = _with_vote(before, vote)
         branches.append(branch)
         if branch.vote not in _NOT_OWED:
             is_over = False
-    return Transaction(
-        txn.gid,
-        txn.protocol,
-        txn.epoch,
-        tuple(branches),
-        txn.timeout_ms,
-        txn.started_at,
-        txn.key,
-        txn.body_hash,
+    return replace(
+        txn,
+        branches=tuple(branches),
         decision=entry.decision,
         reason=entry.reason,
         retryable=entry.retryable,
         decided_at=header.at,
         ended_at=header.at if is_over else None,
-        acknowledged_at=txn.acknowledged_at,
+        active=False,
     )
 
 
@@ -263,29 +258,17 @@ def _with_resolution(txn: Transaction, entry: Resolved, header: Header) -> Trans
     return replace(txn, branches=branches, acknowledged_at=None)
 
 
-def _voted(name: str, participant: str, vote: BranchVote | None) -> Branch:
+def _with_vote(branch: Branch, vote: BranchVote | None) -> Branch:
     if vote is None:
-        return Branch(name, participant)
-    return Branch(name, participant, None, vote.vote, vote.reason, vote.retryable, vote.result)
+        return replace(branch, payload=None)
+    return replace(
+        branch, payload=None, vote=vote.vote, reason=vote.reason, retryable=vote.retryable, result=vote.result
+    )
 
 
 def _recorded(txn: Transaction, tally: Tally) -> tuple[BranchVote, ...]:
     """The votes as the log keeps them, in the order of the branches."""
-    names: list[str] = []
-    for branch in txn.branches:
-        vote = tally.votes.get(branch.name)
-        if type(vote) is not Prepared or vote.result is not None:
-            break
-        names.append(branch.name)
-    else:
-        return _all_prepared(tuple(names))
-    return tuple(_record(vote) for branch in txn.branches if (vote := tally.votes.get(branch.name)) is not None)
-
-
-@lru_cache(maxsize=1024)
-def _all_prepared(branches: tuple[str, ...]) -> tuple[BranchVote, ...]:
-    """What nearly every decision rests on; the branches of many transactions have the same names."""
-    return tuple([BranchVote(branch=branch, vote=VoteKind.PREPARED) for branch in branches])
+    return tuple([_record(vote) for branch in txn.branches if (vote := tally.votes.get(branch.name)) is not None])
 
 
 def _record(vote: Vote) -> BranchVote:

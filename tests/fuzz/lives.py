@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, Final
 
+import msgpack
+
 from coordinator import rendering
 from coordinator.codec import json_bytes
-from coordinator.commands import ENTRIES, encode_command
+from coordinator.commands import encode_command
 from coordinator.config import valid_url
 from coordinator.copies import NO_DIGEST, chained, cut
 from coordinator.ledger import Ledger
@@ -104,9 +106,7 @@ def _restored() -> Iterator[tuple[int, list[Entry]]]:
 
 RESTORE: Final = _commands(_restored())
 
-PLAIN: Final[list[Any]] = [
-    [1, header.epoch, header.at, [ENTRIES.to_plain(entry) for entry in entries]] for header, entries in LIFE + RESTORE
-]
+PLAIN: Final[list[Any]] = [msgpack.unpackb(encode_command(header, entries)) for header, entries in LIFE + RESTORE]
 """What commands hold, as lists."""
 
 

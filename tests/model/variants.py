@@ -5,7 +5,7 @@ A checker that has never failed proves nothing. Each variant replaces one rule o
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from coordinator.facts import Applied, Knowledge, Verdict
 from coordinator.ledger import Ledger
@@ -25,7 +25,7 @@ from coordinator.protocol.entries import (
     TransactionEntry,
 )
 from coordinator.protocol.messages import Answer, Prepare, Prepared, Refused, Request, Stamp
-from coordinator.protocol.record import record
+from coordinator.protocol.record import replace
 from coordinator.protocol.transaction import Decision, Tally, Transaction, VoteKind
 from coordinator.protocol.two_phase import TwoPhaseCommit
 from participants import resource
@@ -72,8 +72,7 @@ class UnconditionalCommit(HastyLeader):
         return super().evolve(txn, entry, header)
 
 
-@record
-class CountingTally(Tally):
+class CountingTally(Tally, frozen=True):
     """Counts the messages that say "prepared", whoever sent them."""
 
     count: int = 0

@@ -52,7 +52,7 @@ nodes, crashes and walks away may hinder, and must not be needed.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
 from typing import Any, NamedTuple
@@ -97,6 +97,7 @@ from coordinator.protocol.messages import (
     Stamp,
     Vote,
 )
+from coordinator.protocol.record import replace
 from coordinator.protocol.registry import PROTOCOLS
 from coordinator.protocol.transaction import NOTHING_HEARD, Decision, Tally, Transaction, VoteKind
 from coordinator.protocol.two_phase import TwoPhaseCommit

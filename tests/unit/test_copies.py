@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import msgpack
 import pytest
+from msgspec import structs
 
 from cluster.cli import main
 from coordinator.config import Limits
@@ -121,7 +122,10 @@ async def test_so_many_at_once_and_no_more():
         await node.register("p", participant.url)
         # As large as sockets do not swallow: whoever does not read keeps the stream under way.
         node.node.ledger.participants.update(
-            {f"p{i}": replace(node.node.ledger.participants["p"], name=f"p{i}" + "x" * 10_000) for i in range(2000)}
+            {
+                f"p{i}": structs.replace(node.node.ledger.participants["p"], name=f"p{i}" + "x" * 10_000)
+                for i in range(2000)
+            }
         )
         async with node.session.get(f"{node.url}/v1/backup") as slow:
             assert slow.status == 200

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -31,6 +31,7 @@ from coordinator.protocol.entries import (
     TookOver,
 )
 from coordinator.protocol.messages import Gid, Prepare
+from coordinator.protocol.record import replace
 from coordinator.protocol.transaction import Decision, VoteKind
 from participants.server import Participant
 from tests.support.clocks import FakeClock

@@ -92,8 +92,8 @@ def objection(module: str, target: str) -> str | None:
     if within(module, "coordinator.protocol"):
         if target == "re" and module == "coordinator.protocol.messages":  # how a gid is spelled
             return None
-        if target == "operator" and module == "coordinator.protocol.record":
-            return None  # it reads all fields of a record at once
+        if top == "msgspec" and module == "coordinator.protocol.record":
+            return None  # what records are made of
         if target not in PURE and not within(target, "coordinator.protocol"):
             return "the core is pure"
         if target in IMPLEMENTATIONS and module != "coordinator.protocol.registry":

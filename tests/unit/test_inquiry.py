@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from cluster.replication.memory import MemoryLog
 from coordinator import inquiry
@@ -530,7 +531,7 @@ async def test_a_url_that_is_none_is_no_answer(world):
     async with Life(world) as life:
         await life.restore()
         participants, views = life.node.node.ledger.participants, life.node.node._inquiry.status
-        participants["a"] = replace(participants["a"], url="http://[::1")
+        participants["a"] = structs.replace(participants["a"], url="http://[::1")
         await eventually(lambda: "Invalid IPv6" in str(views()["participants"].get("a")))
         await life.register()
         await life.closed()

@@ -1,12 +1,11 @@
 """A checker that has never failed proves nothing: every invariant, broken once."""
 
-from dataclasses import replace
-
 import pytest
 
 from coordinator.protocol.effects import Reply, Send
 from coordinator.protocol.invariants import check, check_delta, check_owed
 from coordinator.protocol.messages import Abort, Commit, Prepare
+from coordinator.protocol.record import replace
 from coordinator.protocol.transaction import Branch, Decision, Transaction, VoteKind
 
 UNDECIDED = Transaction(

@@ -1,7 +1,5 @@
 """Two-phase commit, a test per rule."""
 
-from dataclasses import fields, replace
-
 import pytest
 
 from coordinator.protocol.effects import Reply, Send, SetDeadline
@@ -27,6 +25,7 @@ from coordinator.protocol.messages import (
     Refused,
     StaleEpoch,
 )
+from coordinator.protocol.record import replace
 from coordinator.protocol.transaction import NOTHING_HEARD, Decision, State, VoteKind
 from coordinator.protocol.two_phase import TwoPhaseCommit
 
@@ -218,7 +217,7 @@ def test_a_decision_changes_what_it_is_about_and_nothing_else():
     first = begun()
     other = {int: 7, str: "x", bytes: b"x", bool: True, type(None): 7}
     decided_upon = {"branches", "decision", "reason", "retryable", "decided_at", "ended_at", "active"}
-    kept = {f.name for f in fields(first)} - decided_upon
+    kept = set(first.__struct_fields__) - decided_upon
     before = replace(first, **{name: other[type(getattr(first, name))] for name in kept})
     after = P.evolve(before, Decided(gid=GID, decision=Decision.ABORT), LATER)
     assert after is not None

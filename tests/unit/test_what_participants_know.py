@@ -1,9 +1,8 @@
 """What a participant says of branches that are over: the same, whatever manages them."""
 
-from dataclasses import replace
-
 import aiohttp
 import pytest
+from msgspec.structs import replace
 
 from coordinator.protocol.messages import Abort, Commit, Prepare, Stamp
 from participants.manager import BranchId, Envelope
