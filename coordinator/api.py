@@ -19,7 +19,7 @@ from cluster.replication.clock import Clock
 from cluster.replication.log import ReplicatedLog
 from coordinator import parsing, rendering
 from coordinator.bodies import whole_body
-from coordinator.codec import JSON_TYPE, json_bytes
+from coordinator.codec import JSON_TYPE, json_answer, json_bytes
 from coordinator.config import NodeConfig
 from coordinator.copying import Copying
 from coordinator.driver import Driver, NewTransaction
@@ -500,7 +500,7 @@ def _patience(wait_s: float) -> dict[str, str]:
 
 def answer(value: dict[str, Any], *, status: int = 200) -> web.Response:
     """A JSON answer."""
-    return web.Response(status=status, body=json_bytes(value), content_type=JSON_TYPE)
+    return web.Response(status=status, body=json_answer(value), content_type=JSON_TYPE)
 
 
 def problem(

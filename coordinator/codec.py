@@ -187,15 +187,27 @@ def _refuse_constant(name: str) -> None:
     raise Malformed(f"{name} is not JSON")
 
 
-# Made once: `json.dumps` and `json.loads` would make new ones each time, which takes longer than most of our texts.
+# `json.dumps` would make one each time, which takes longer than most of our texts.
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
-_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
-_BLANKS: Final = " \t\n\r"
+# Several times as fast, for what is plain.
+_PLAIN_ENCODER: Final = msgspec.json.Encoder()
+_PLAIN_DECODER: Final = msgspec.json.Decoder()
 
 
 def json_bytes(value: object) -> bytes:
     """Compact JSON text, ASCII only (so that a lone surrogate survives), and never NaN."""
     return _ENCODER.encode(value).encode()
+
+
+def json_answer(value: Mapping[str, Any]) -> bytes:
+    """Compact JSON text of what is known to be JSON: plain values of ours, and what was read from JSON text.
+
+    That is several times as fast as `json_bytes`; but what JSON lacks, as NaN and bytes, would become something else.
+    """
+    try:
+        return _PLAIN_ENCODER.encode(value)
+    except (UnicodeEncodeError, RecursionError):
+        return json_bytes(value)  # UTF-8 lacks lone surrogates
 
 
 def _json_bytes_of_foreign(value: object) -> bytes:
@@ -209,20 +221,16 @@ def _json_bytes_of_foreign(value: object) -> bytes:
 def json_value(text: bytes | str) -> Any:
     """What `text` spells, in UTF-8, -16 or -32. Raises `Malformed`; NaN and Infinity are not JSON."""
     try:
-        if not isinstance(text, str):
-            # Only UTF-8 begins with two characters of ASCII; to look any closer takes longer than to read a short text.
-            encoding = "utf-8" if text[:2].isascii() and 0 not in text[:2] else json.detect_encoding(text)
-            text = text.decode(encoding, "surrogatepass")
-        # Not `decode`, which searches for blanks with a pattern at both ends.
-        value, end = _DECODER.raw_decode(text, len(text) - len(text.lstrip(_BLANKS)))
-        if rest := text[end:].lstrip(_BLANKS):
-            raise json.JSONDecodeError("Extra data", text, len(text) - len(rest))
-        return value
+        return _PLAIN_DECODER.decode(text)
+    except (ValueError, RecursionError):
+        pass  # lone surrogates, other encodings, numbers beyond floats; or no JSON
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise Malformed("nested too deeply") from error
+    except Malformed:
+        raise
     except ValueError as error:
-        if isinstance(error, Malformed):
-            raise
         raise Malformed(str(error)) from error
 
 

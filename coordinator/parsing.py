@@ -148,13 +148,19 @@ def _branch(value: object, where: str, limits: Limits) -> BranchPlan:
     except ValueError as error:
         # 1e999 is JSON, but reads as infinity.
         raise BadRequest(f"{where}.payload holds a number that is too large") from error
+    except RecursionError as error:
+        raise _too_deep(where) from error
     if nested_too_deeply(payload):
-        raise Unprocessable(f"{where}.payload is nested more than {MAX_NESTING} deep", code="too_deep")
+        raise _too_deep(where)
     if len(payload) > limits.max_payload_bytes:
         raise TooLarge(
             f"{where}.payload has {len(payload)} bytes; at most {limits.max_payload_bytes} (max_payload_bytes)"
         )
     return BranchPlan(name=name, participant=participant, payload=payload)
+
+
+def _too_deep(where: str) -> Unprocessable:
+    return Unprocessable(f"{where}.payload is nested more than {MAX_NESTING} deep", code="too_deep")
 
 
 def _names(value: Mapping[str, Any], where: str) -> tuple[str, str]:

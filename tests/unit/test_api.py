@@ -546,6 +546,17 @@ async def test_nested_payloads_are_delivered_or_refused(shop: RunningNode, parti
         assert (reply.status, reply.code) == (422, "too_deep")
 
 
+async def test_what_can_be_read_and_not_be_written_again_is_refused(shop: RunningNode) -> None:
+    """The stack ends somewhere: for a reader a little later than for the writer."""
+    codes = set()
+    for depth in range(850, 1010):
+        raw = b'{"branches":[{"participant":"stock","payload":%s}]}' % (b"[" * depth + b"]" * depth)
+        reply = await shop.call("POST", "/v1/transactions", raw=raw)
+        assert 400 <= reply.status < 500, (depth, reply.raw)
+        codes.add(reply.code)
+    assert "too_deep" in codes
+
+
 def test_nesting_is_counted_outside_of_strings_only() -> None:
     assert not nested_too_deeply(json.dumps(["[" * 500, '\\"{' * 500, {"]": "\\"}] + [[]] * 500).encode())
     assert not nested_too_deeply(b"[" * MAX_NESTING + b"]" * MAX_NESTING)

@@ -27,6 +27,7 @@ from coordinator.codec import (
     batch_from_bytes,
     batch_to_bytes,
     call_of,
+    json_answer,
     json_bytes,
     json_value,
     request_from_wire,
@@ -387,6 +388,48 @@ def test_json_text_round_trips(value):
 @given(JSON)
 def test_json_text_is_that_of_the_standard_library(value):
     assert json_bytes(value) == json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+@ANY
+@given(JSON)
+def test_an_answer_spells_the_same(value):
+    assert json.loads(json_answer({"a": value})) == {"a": value}
+
+
+def test_an_answer_in_which_something_is_no_text_is_sent_all_the_same():
+    assert json_answer({"reason": "\ud800", "big": 1 << 70}) == b'{"reason":"\\ud800","big":1180591620717411303424}'
+
+
+def read_by_the_library(text):
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return Malformed
+
+
+ODD = st.sampled_from(
+    ["-", "0", "-0", "01", "1.", ".5", "1e999", "1e-400", "1e5", "E", "9" * 19, "9" * 40, "4.9e-324", "nan", "NaN",
+     "Infinity", "true", "nul", '"', "\\", "\\u", "d800", "dc00", "\x00", "\x1f", "\x7f", "\ud800", "\ufeff", "\u2028",
+     "é", "[", "]", "{", "}", ",", ":", " ", "\n", "\x0b", '"a"', '"a":', '"\\u00e9"', '"\\/"', "//"]
+)  # fmt: skip
+
+
+@settings(ANY, max_examples=1500)
+@given(
+    st.one_of(JSON.map(json.dumps), st.just("")), st.lists(ODD, max_size=4).map("".join), st.integers(0, 40), st.data()
+)
+def test_json_is_what_the_standard_library_reads_but_for_constants(text, odd, at, data):
+    text = text[:at] + odd + text[at + data.draw(st.integers(0, 2)) :]
+    if any(constant in text for constant in ("NaN", "Infinity")):
+        return
+    raw = text.encode(data.draw(st.sampled_from(["utf-8", "utf-8", "utf-16", "utf-32"])), "surrogatepass")
+    for each in (text, raw):
+        try:
+            found = json_value(each)
+        except Malformed:
+            found = Malformed
+        # `repr`, for 1 is equal to True and 1.0, and -0.0 to 0.0.
+        assert repr(found) == repr(read_by_the_library(each))
 
 
 ENDLESS: list[object] = []
