@@ -222,7 +222,7 @@ def json_value(text: bytes | str) -> Any:
     """What `text` spells, in UTF-8, -16 or -32. Raises `Malformed`; NaN and Infinity are not JSON."""
     try:
         return _PLAIN_DECODER.decode(text)
-    except (ValueError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         pass  # lone surrogates, other encodings, numbers beyond floats; or no JSON
     try:
         return json.loads(text, parse_constant=_refuse_constant)

@@ -73,7 +73,7 @@ def decode_command(command: bytes) -> tuple[Header, list[Entry]]:
     """The inverse of `encode_command`. Raises `Malformed`, and of that kind `Newer`; see "What is not understood"."""
     try:
         _version, epoch, at, entries = _COMMAND.decode(command)
-    except (ValueError, RecursionError):  # all that it raises for bytes is of these
+    except (msgspec.MsgspecError, ValueError):
         return _looked_into(command)
     return Header(epoch=epoch, at=at), entries
 
