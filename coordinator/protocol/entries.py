@@ -1,6 +1,7 @@
 """All that the log holds. Entries about one transaction carry its gid; the others keep the house.
 
-One log command carries many entries under one `Header`, so what they have in common is said once: group commit.
+One log command carries many entries under one `Header`, so what they have in common is said once: group commit. Each
+kind has a tag, by which it is known in the log for ever (see `coordinator.commands`): a new one takes the next.
 """
 
 from coordinator.protocol.record import Record
