@@ -1,8 +1,9 @@
 """What single checkers have to tell apart, where whole runs would come to it too seldom."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+
+from msgspec.structs import replace
 
 from coordinator.facts import Applied, Verdict
 from coordinator.ledger import Ledger
