@@ -200,14 +200,16 @@ def json_bytes(value: object) -> bytes:
 
 
 def json_answer(value: Mapping[str, Any]) -> bytes:
-    """Compact JSON text of what is known to be JSON: plain values of ours, and what was read from JSON text.
+    """The same of plain values of ours and of results, in which nothing is that JSON lacks; several times as fast.
 
-    That is several times as fast as `json_bytes`; but what JSON lacks, as NaN and bytes, would become something else.
+    For what else comes in there is no promise: NaN would become null, and bytes a text.
     """
     try:
-        return _PLAIN_ENCODER.encode(value)
-    except (UnicodeEncodeError, RecursionError):
-        return json_bytes(value)  # UTF-8 lacks lone surrogates
+        text = _PLAIN_ENCODER.encode(value)
+    except (TypeError, UnicodeEncodeError, RecursionError):
+        return json_bytes(value)  # such as a lone surrogate
+    # Beyond ASCII there are characters that a terminal obeys.
+    return text if text.isascii() else json_bytes(value)
 
 
 def _json_bytes_of_foreign(value: object) -> bytes:

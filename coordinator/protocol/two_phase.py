@@ -259,10 +259,16 @@ def _with_resolution(txn: Transaction, entry: Resolved, header: Header) -> Trans
 
 
 def _with_vote(branch: Branch, vote: BranchVote | None) -> Branch:
+    """Who it is, and the vote that the decision recorded: nothing else is known of a branch by then."""
     if vote is None:
-        return replace(branch, payload=None)
-    return replace(
-        branch, payload=None, vote=vote.vote, reason=vote.reason, retryable=vote.retryable, result=vote.result
+        return Branch(name=branch.name, participant=branch.participant)
+    return Branch(
+        name=branch.name,
+        participant=branch.participant,
+        vote=vote.vote,
+        reason=vote.reason,
+        retryable=vote.retryable,
+        result=vote.result,
     )
 
 

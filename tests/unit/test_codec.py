@@ -393,7 +393,9 @@ def test_json_text_is_that_of_the_standard_library(value):
 @ANY
 @given(JSON)
 def test_an_answer_spells_the_same(value):
-    assert json.loads(json_answer({"a": value})) == {"a": value}
+    text = json_answer({"a": value})
+    assert json.loads(text) == {"a": value}
+    assert text.isascii()
 
 
 def test_an_answer_in_which_something_is_no_text_is_sent_all_the_same():

@@ -26,7 +26,7 @@ from coordinator.protocol.messages import (
     StaleEpoch,
 )
 from coordinator.protocol.record import replace
-from coordinator.protocol.transaction import NOTHING_HEARD, Decision, State, VoteKind
+from coordinator.protocol.transaction import NOTHING_HEARD, Branch, Decision, State, VoteKind
 from coordinator.protocol.two_phase import TwoPhaseCommit
 
 GID = "m-1-1"
@@ -213,7 +213,6 @@ def test_nothing_comes_of_entries_about_nothing(entry):
 
 
 def test_a_decision_changes_what_it_is_about_and_nothing_else():
-    # All its fields are written out there, so one that is added must not be forgotten.
     first = begun()
     other = {int: 7, str: "x", bytes: b"x", bool: True, type(None): 7}
     decided_upon = {"branches", "decision", "reason", "retryable", "decided_at", "ended_at", "active"}
@@ -223,6 +222,22 @@ def test_a_decision_changes_what_it_is_about_and_nothing_else():
     assert after is not None
     assert after.decision is Decision.ABORT
     assert {name: getattr(after, name) for name in kept} == {name: getattr(before, name) for name in kept}
+
+
+def test_of_a_branch_a_decision_leaves_who_it_is_and_the_recorded_vote():
+    # Nothing but a strange copy can bring such branches; they end as on every replica there ever was.
+    strange = Branch(
+        name="a", participant="x", payload=b"1", vote=VoteKind.REFUSED, reason="r", retryable=True, result=b"2",
+        contradiction="committed", resolved=Decision.COMMIT, resolved_at=3, note="n",
+    )  # fmt: skip
+    before = replace(begun(), branches=(strange, replace(strange, name="b")))
+    votes = (BranchVote(branch="a", vote=VoteKind.PREPARED),)
+    after = P.evolve(before, Decided(gid=GID, decision=Decision.ABORT, votes=votes), LATER)
+    assert after is not None
+    assert after.branches == (
+        Branch(name="a", participant="x", vote=VoteKind.PREPARED),
+        Branch(name="b", participant="x"),
+    )
 
 
 def test_payloads_leave_with_the_decision_and_results_stay():
