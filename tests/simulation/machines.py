@@ -31,11 +31,12 @@ class NeverEnds(Exception):
 class Life:
     """From a start of a machine's process to its end."""
 
-    __slots__ = ("alive", "context", "machine", "tasks")
+    __slots__ = ("alive", "context", "machine", "stops", "tasks")
 
     def __init__(self, machine: "Machine") -> None:
         self.machine = machine
         self.alive = True
+        self.stops = False
         self.tasks: list[asyncio.Task[Any]] = []
         self.context = contextvars.copy_context()
         self.context.run(LIFE.set, self)

@@ -354,10 +354,11 @@ class World:
         return leads
 
     def restart(self, name: str, down_s: float) -> bool:
-        """A graceful stop, and a start later; False: there is nothing to be stopped."""
+        """A graceful stop, and a start later; False: there is nothing to be stopped, or it stops already."""
         life, node = self.machines[name].life, self.nodes.get(name)
-        if life is None or node is None:
+        if life is None or node is None or life.stops:
             return False
+        life.stops = True
 
         async def stop() -> None:
             await node.stop()
