@@ -38,6 +38,7 @@ class Miss(Enum):
     NO_CLUSTER = "there is no cluster"
     NO_LEADER = "nobody leads"
     NOT_STARTED = "it has not started yet"
+    STOPS = "it stops already"
     GONE = "it was gone already"
     DIED_BEFORE = "it died before that"
     HEALED = "all was healed before that"

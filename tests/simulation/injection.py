@@ -223,7 +223,7 @@ class Injector:
             case "transfer leadership":
                 missed = None if world.transfer(who) else Miss.NO_LEADER
             case "restart":
-                missed = None if world.restart(who, fault.for_s) else Miss.NOT_STARTED
+                missed = world.restart(who, fault.for_s)
             case "upgrade":
                 world.upgrade(fault.who, fault.for_s, gracefully=fault.size < 0.5)
             case "snapshot":

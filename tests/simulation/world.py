@@ -43,7 +43,7 @@ from tests.simulation.bank import OPENING_BALANCE, Bank, Heard, Mood, Store
 from tests.simulation.checkers import CHECKERS, Checker
 from tests.simulation.clients import ACCOUNTS, API_PORT, Client
 from tests.simulation.database import DATABASE_PORT, Session
-from tests.simulation.faults import APPLICATIONS, BANKS, CLIENTS, NODES, Plan
+from tests.simulation.faults import APPLICATIONS, BANKS, CLIENTS, NODES, Miss, Plan
 from tests.simulation.http import NoAnswer, call
 from tests.simulation.injection import Injector
 from tests.simulation.internet import ConnectedLoop, Internet, Tcp
@@ -353,11 +353,13 @@ class World:
         self.loop.create_task(hand_over(), context=life.context)
         return leads
 
-    def restart(self, name: str, down_s: float) -> bool:
-        """A graceful stop, and a start later; False: there is nothing to be stopped, or it stops already."""
+    def restart(self, name: str, down_s: float) -> Miss | None:
+        """A graceful stop, and a start later; or why there is nothing to be stopped."""
         life, node = self.machines[name].life, self.nodes.get(name)
-        if life is None or node is None or life.stops:
-            return False
+        if life is None or node is None:
+            return Miss.NOT_STARTED
+        if life.stops:
+            return Miss.STOPS  # a second SIGTERM changes nothing
         life.stops = True
 
         async def stop() -> None:
@@ -374,7 +376,7 @@ class World:
         self.note(name, "is asked to stop")
         self.loop.create_task(stop(), context=life.context)
         self.loop.call_later(_RESTART_WITHIN_S, too_slow)
-        return True
+        return None
 
     def upgrade(self, name: str, down_s: float, *, gracefully: bool) -> None:
         """It gets the newest software, with its next start, which is soon."""

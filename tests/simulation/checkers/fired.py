@@ -23,11 +23,17 @@ def _died_before(world: "World", fault: Fault, who: str) -> bool:
     return machine.life is None or machine.began_s > world.injector.start_s + fault.at_s
 
 
+def _stops(world: "World", fault: Fault, who: str) -> bool:
+    life = world.machines[who].life
+    return life is not None and life.stops
+
+
 _EXCUSES: Mapping[Miss, Callable[["World", Fault, str], bool]] = {
     Miss.NOBODY: _nobody,
     Miss.NO_CLUSTER: lambda world, _fault, _who: world.is_down,
     Miss.NO_LEADER: lambda world, _fault, _who: world.leader() is None,
     Miss.NOT_STARTED: lambda world, _fault, who: world.replica(who) is None,
+    Miss.STOPS: _stops,
     Miss.GONE: lambda world, _fault, who: world.machines[who].life is None,
     Miss.DIED_BEFORE: _died_before,
     Miss.HEALED: lambda world, _fault, _who: world.injector.healed,
