@@ -56,7 +56,7 @@ from typing import Any, Final
 import msgpack
 
 from cluster.replication.log import NeedsNewer
-from coordinator.codec import Malformed, Newer
+from coordinator.codec import Malformed, Newer, to_msgpack
 from coordinator.commands import decode_command
 from coordinator.copies import NO_DIGEST, chained
 from coordinator.facts import Applied, Knowledge, Participant, Verdict
@@ -594,7 +594,7 @@ class Ledger:
             staged = self.staged.ledger.snapshot() if self.staged.count else None
 
         def encode() -> Iterator[bytes]:
-            yield msgpack.packb(head)
+            yield to_msgpack(head)
             if more:
                 yield msgpack.packb(more)
             for piece in staged() if staged is not None else ():

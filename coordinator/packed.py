@@ -36,7 +36,6 @@ _more: Final = attrgetter("reason", "retryable", "result", "contradiction", "res
 _NO_MORE: Final = (None, False, None, None, None, None, None)
 """What stands in a row behind a branch's vote and participant, where that is left out."""
 
-
 _ROW_HEADS: Final = (b"\x9a", b"\x9b")
 """The first byte of a row: a list of 10, or of 11."""
 _INT, _TEXT, _BYTES = (int,), (str, type(None)), (bytes, type(None))

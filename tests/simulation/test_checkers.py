@@ -3,13 +3,12 @@
 from types import SimpleNamespace
 from typing import Any
 
-from msgspec.structs import replace
-
 from coordinator.facts import Applied, Verdict
 from coordinator.ledger import Ledger
 from coordinator.lost import EPOCH_MARGIN
 from coordinator.protocol.entries import Ended
 from coordinator.protocol.messages import Gid
+from coordinator.protocol.record import replace
 from coordinator.protocol.transaction import Branch, Decision, Transaction
 from participants.resource import Horizon
 from tests.simulation.checkers.floors import FloorsHold

@@ -92,6 +92,19 @@ def state(ledger: Ledger) -> list[bytes]:
 
 # ------------------------------------------------------------------------------------------------ the table
 
+ENTRY_TAGS = (
+    "TookOver", "Begun", "BranchPlan", "Decided", "BranchVote", "ContradictionSeen", "Ended", "Registered",
+    "Unregistered", "Forgotten", "Raised", "CopyPiece", "CopyInstalled", "Reconciled", "LostRangeNoted", "Opened",
+    "Enlisted", "Sealed", "Resolved", "Acknowledged",
+)  # fmt: skip
+STATE_TAGS = ("Transaction", "Branch", "Participant")
+"""Names in the order of their tags, which are counted from 1. New ones come at the end; disks hold the others."""
+
+
+@pytest.mark.parametrize(("records", "names"), [(ENTRIES, ENTRY_TAGS), (RECORDS, STATE_TAGS)])
+def test_a_tag_stays_with_what_it_was_given_to(records, names):
+    assert {tag: kind.__name__ for tag, kind in records._kinds.items()} == dict(enumerate(names, start=1))
+
 
 def test_everything_that_the_log_can_hold_has_a_level():
     stored = set(ENTRIES._kinds.values())

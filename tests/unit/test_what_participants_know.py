@@ -2,9 +2,9 @@
 
 import aiohttp
 import pytest
-from msgspec.structs import replace
 
 from coordinator.protocol.messages import Abort, Commit, Prepare, Stamp
+from coordinator.protocol.record import replace
 from participants.manager import BranchId, Envelope
 from participants.null import NullManager
 from participants.operations import Operations
