@@ -174,8 +174,8 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         self._peers = peers
         self._outstanding: dict[str, _Outstanding] = {}
         self._vanguard = Vanguard((peer.id for peer in peers), settings.trail_s)
-        self._last_at_choice = 0
-        """The last entry of the log when the vanguard was chosen."""
+        self._last_at_period = 0
+        """The last entry of the log when this period of the vanguard's began."""
         self._told_commit: dict[str, int] = {}
         self._commit_at_tick = 0
         self._idle = False
@@ -542,19 +542,19 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         """At every tick of a leader: see whether it is time for those that trail, and who is to trail from here on."""
         if self._vanguard.is_over(stock.monotonicTime()):
             self._choose_vanguard()
+            self._last_at_period = self._log.last
 
     def _choose_vanguard(self) -> None:
-        """As many as make a majority, and who has not got what was there at the last choice is none of them."""
+        """As many as make a majority, and first of all those that hold what is older than a period."""
         self._vanguard.choose(
             [
                 peer.id
                 for peer in self._peers
                 if self.is_connected(peer)
                 and not self._standing.is_joining(peer.id)
-                and self.match_index(peer) >= self._last_at_choice
+                and self.match_index(peer) >= self._last_at_period
             ]
         )
-        self._last_at_choice = self._log.last
 
     def tell_commits(self) -> None:
         """At every tick: tell followers what is committed, where no entries tell them.
@@ -586,7 +586,7 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         self._outstanding.clear()
         self._told_commit.clear()
         self._vanguard.begin()
-        self._last_at_choice = 0
+        self._last_at_period = 0
         self.catch_up.lead_no_more()
         super()._SyncObj__onBecomeLeader()
 

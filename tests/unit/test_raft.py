@@ -564,7 +564,8 @@ def test_who_is_not_needed_for_a_majority_is_sent_all_of_it_a_little_later() -> 
         assert with_entries(node, "n2") == [1] * 40
         assert sent_s is not None
         assert sent_s - began_s <= 0.03 + 0.001  # a period and a tick
-        assert len(with_entries(node, "n3")) == 1  # the other is not answered yet
+        (together,) = with_entries(node, "n3")  # it has not answered, so there is no other
+        assert together > 1
         assert len(node.machine.commands) == 40
 
     alone(scenario)
