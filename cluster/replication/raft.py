@@ -10,7 +10,6 @@ when they change. `RaftLog` (`raft_log.py`) drives it. What we put in the place 
 | its transport (pickle) | `Transport`, by way of `_Adapter` |
 | its journal's creation | a property, so that its constructor finds the journal we were given |
 | sending entries | `Replica` sends when nothing is outstanding to a follower, and then all that has come since |
-| sending each to all at once | to a majority; to the others a little later (`vanguard.py`) |
 | counting who holds what | `Replica` counts acknowledgements, and commits what a majority holds, not entry by entry |
 | looking into the log by position | `Log`, by index |
 | its commands (pickled calls) | opaque bytes: `_applyCommand(bytes, callback, REGULAR)`, applied by the state machine |
@@ -48,7 +47,6 @@ from cluster.replication.settings import RaftSettings
 from cluster.replication.snapshot import NOTHING_COMMAND
 from cluster.replication.standing import NONCE_BYTES, Standing
 from cluster.replication.transport import Transport
-from cluster.replication.vanguard import Vanguard
 
 _log = logging.getLogger(__name__)
 
@@ -173,9 +171,6 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         self._settings = settings
         self._peers = peers
         self._outstanding: dict[str, _Outstanding] = {}
-        self._vanguard = Vanguard((peer.id for peer in peers), settings.trail_s)
-        self._last_at_period = 0
-        """The last entry of the log when this period of the vanguard's began."""
         self._told_commit: dict[str, int] = {}
         self._commit_at_tick = 0
         self._idle = False
@@ -434,7 +429,6 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
                 next_indices[sender] = max(next_indices[sender], next_index)
             if outstanding is not None and next_index > outstanding.last:
                 del self._outstanding[sender.id]
-                self._vanguard.answered(sender.id, stock.monotonicTime() - outstanding.since_s)
         if message["reset"]:
             asked = next_indices[sender] - 1 if outstanding is None else outstanding.previous
             # Else it denies something sent earlier, and has been heeded already. (Any denial of what was sent last asks
@@ -454,7 +448,6 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         self._outstanding.pop(peer.id, None)
         self.held.forget(peer.id)
         self.catch_up.forget(peer.id)
-        self._choose_vanguard()
 
     def is_connected(self, peer: Peer) -> bool:
         """Whether there is one."""
@@ -520,41 +513,18 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
         return self._wire.send(peer, term, message)
 
     def send_eagerly(self) -> None:
-        """Send what is new to each follower that has answered all it was sent, and whose time it is."""
+        """Send what is new to each follower that has answered all it was sent."""
         for peer in self._peers_to_send_to():
             self._append_to(peer)
-        self._vanguard.trailing_due = False
 
     def _peers_to_send_to(self) -> list[Peer]:
         """One that needs a snapshot is not among them: it gets heartbeats, and pieces."""
         next_index, first, last = self._SyncObj__raftNextIndex, self._log.base, self._log.last
-        vanguard = self._vanguard
         return [
             peer
             for peer in self._peers
-            if (vanguard.trailing_due or peer.id in vanguard)
-            and peer.id not in self._outstanding
-            and first < next_index[peer] <= last
-            and self.is_connected(peer)
+            if peer.id not in self._outstanding and first < next_index[peer] <= last and self.is_connected(peer)
         ]
-
-    def call_up(self) -> None:
-        """At every tick of a leader: see whether it is time for those that trail, and who is to trail from here on."""
-        if self._vanguard.is_over(stock.monotonicTime()):
-            self._choose_vanguard()
-            self._last_at_period = self._log.last
-
-    def _choose_vanguard(self) -> None:
-        """As many as make a majority, and first of all those that hold what is older than a period."""
-        self._vanguard.choose(
-            [
-                peer.id
-                for peer in self._peers
-                if self.is_connected(peer)
-                and not self._standing.is_joining(peer.id)
-                and self.match_index(peer) >= self._last_at_period
-            ]
-        )
 
     def tell_commits(self) -> None:
         """At every tick: tell followers what is committed, where no entries tell them.
@@ -585,8 +555,6 @@ class Replica(stock.SyncObj):  # type: ignore[misc] # pysyncobj has no types
     def _SyncObj__onBecomeLeader(self) -> None:
         self._outstanding.clear()
         self._told_commit.clear()
-        self._vanguard.begin()
-        self._last_at_period = 0
         self.catch_up.lead_no_more()
         super()._SyncObj__onBecomeLeader()
 

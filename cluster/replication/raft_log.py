@@ -501,7 +501,6 @@ class RaftLog:
             except Exception as error:  # noqa: BLE001 - whatever it is, this node must stop
                 self._fail(error)
                 return
-            replica.call_up()
             replica.tell_commits()
         else:
             membership.ask_again(now_s)

@@ -33,8 +33,6 @@ class RaftSettings:
     this long is sent again."""
     tick_s: float = 0.01
     """How often time is looked at, and followers apply: about three of these after a commit, if their disk keeps up."""
-    trail_s: float = 0.02
-    """How often followers beyond a majority are sent what is new; see `vanguard.py`. They apply it so much later."""
     stall_s: float = 0.05
     """A turn that comes this late reads the sockets first."""
     proposal_timeout_s: float = 2.5
@@ -64,7 +62,6 @@ class RaftSettings:
     def __post_init__(self) -> None:
         assert 0 < self.tick_s < self.heartbeat_s < self.election_min_s / 3
         assert self.tick_s < self.stall_s < self.election_min_s
-        assert 0 <= self.trail_s < self.death_step_s
         assert 0 < self.election_spread_s < self.election_step_s
         assert 0 < self.death_step_s < self.election_step_s
         assert self.tick_s < self.poll_s < self.death_step_s

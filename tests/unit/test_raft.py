@@ -540,78 +540,6 @@ def test_one_message_is_outstanding_and_carries_all_that_has_come() -> None:
     alone(scenario)
 
 
-def with_entries(node: Alone, peer: str) -> list[int]:
-    """How many entries were in each message to this follower that had any."""
-    sent = [message for to, message in node.transport.sent if to == peer and message["type"] == "append_entries"]
-    return [len(message["entries"]) for message in sent if message["entries"]]
-
-
-def test_who_is_not_needed_for_a_majority_is_sent_all_of_it_a_little_later() -> None:
-    async def scenario(node: Alone) -> None:
-        await node.lead()
-        await asyncio.sleep(0.005)  # so n3 is not the faster one
-        node.acknowledge(3, "n3")
-        await asyncio.sleep(0.04)
-        node.transport.sent.clear()
-        began_s, sent_s = node.loop.time(), None
-        for number in range(40):
-            node.log.propose(b"%d" % number).cancel()
-            await asyncio.sleep(0.001)
-            node.acknowledge(4 + number)
-            await asyncio.sleep(0)
-            if sent_s is None and with_entries(node, "n3"):
-                sent_s = node.loop.time()
-        assert with_entries(node, "n2") == [1] * 40
-        assert sent_s is not None
-        assert sent_s - began_s <= 0.03 + 0.001  # a period and a tick
-        (together,) = with_entries(node, "n3")  # it has not answered, so there is no other
-        assert together > 1
-        assert len(node.machine.commands) == 40
-
-    alone(scenario)
-
-
-def test_a_silent_follower_loses_its_place_to_one_that_answers() -> None:
-    async def scenario(node: Alone) -> None:
-        await node.lead()
-        await asyncio.sleep(0.005)  # so n3 is not the faster one
-        node.acknowledge(3, "n3")
-        await asyncio.sleep(0.04)
-        node.transport.sent.clear()
-        future = node.log.propose(b"x")
-        began_s = node.loop.time()
-        await eventually(lambda: with_entries(node, "n3"))
-        assert node.loop.time() - began_s <= 0.03 + 0.001
-        node.acknowledge(4, "n3")
-        assert await future == 1
-        await asyncio.sleep(0.05)
-        node.transport.sent.clear()
-        node.log.propose(b"y").cancel()
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert with_entries(node, "n3") == [1]
-
-    alone(scenario)
-
-
-def test_where_a_follower_is_cut_off_another_takes_its_place_at_once() -> None:
-    async def scenario(node: Alone) -> None:
-        await node.lead()
-        await asyncio.sleep(0.005)  # so n3 is not the faster one
-        node.acknowledge(3, "n3")
-        await asyncio.sleep(0.04)
-        assert node.transport.handlers is not None
-        node.transport.handlers.disconnected("n2")
-        await asyncio.sleep(0)
-        node.transport.sent.clear()
-        node.log.propose(b"x").cancel()
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert with_entries(node, "n3") == [1]
-
-    alone(scenario)
-
-
 def test_what_is_never_answered_is_sent_again() -> None:
     async def scenario(node: Alone) -> None:
         await node.lead()
@@ -921,7 +849,6 @@ def test_a_handover_to_who_does_not_take_it_goes_on_here() -> None:
         {"leader_fallback_s": 0.2},
         {"proposal_timeout_s": 0.5},
         {"tick_s": 0.06},
-        {"trail_s": 0.06},
         {"stall_s": 0.005},
         {"max_command_bytes": 0},
     ],
