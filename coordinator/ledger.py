@@ -596,9 +596,9 @@ class Ledger:
         def encode() -> Iterator[bytes]:
             yield to_msgpack(head)
             if more:
-                yield msgpack.packb(more)
+                yield to_msgpack(more)
             for piece in staged() if staged is not None else ():
-                yield msgpack.packb({"piece": piece})
+                yield to_msgpack({"piece": piece})
             yield from row_pieces(chunks, unfinished)
 
         return encode
